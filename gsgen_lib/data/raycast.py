@@ -1,0 +1,290 @@
+"""Images, depth and normals of a mesh by casting rays: how the training pictures are made.
+
+For every pixel a ray x(t) = o + t d leaves the camera. Embree (through `embreex`) finds the first
+triangle it meets and the corner weights there; colour and opacity come from the mesh's materials.
+Where the surface is see-through (opacity a_i < 1) the ray goes on to the next surface, front to back:
+
+    rgb = sum_i  s(n_i) c_i a_i T_i,      T_1 = 1,   T_{i+1} = T_i (1 - a_i),      alpha = 1 - prod_i (1 - a_i)
+
+which is the same "over" compositing that splats use. At most `layers` surfaces are followed.
+
+Light. s(n) = 0.65 n_x^2 + 1.0 n_y^2 + 0.85 n_z^2 multiplies the sRGB colour: faces turned up or down
+are brightest, front and back a bit darker, the sides darkest. It depends on the surface alone, not on
+the camera, and n and -n are lit alike (two-sided). So one point has one colour in all views, which
+Gaussians with plain RGB colours can represent exactly; highlights and shadows are left out on purpose.
+
+Textures. A 64-pixel view of a 1024-texel texture skips most texels, and which ones it hits changes
+from view to view (sparkle). Each texture is therefore kept at all sizes h, h/2, h/4, ... (mipmaps); a
+hit reads the two sizes whose texels are nearest to the ray's footprint, bilinearly, and blends them.
+Edges are smoothed by `supersample`^2 rays per pixel.
+
+Used by notebooks 00 and 01 and by every data set. Sources: Moller & Trumbore 1997 (ray meets triangle),
+Porter & Duff 1984 (over), Williams 1983 (mipmaps), Wald et al. 2014 (Embree).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsgen_lib.data.meshes import Mesh
+
+LIGHT = np.array([0.65, 1.0, 0.85], dtype=np.float32)  # brightness of faces along x, y, z
+STEP = 1e-4  # how far behind a see-through surface the ray goes on, in world units
+OPAQUE = 1 - 1 / 512  # a ray that has met this much opacity stops
+
+
+@dataclass(frozen=True)
+class MeshRender:
+    """rgba (V, H, W, 4) float32, straight alpha, sRGB in [0, 1], 0 where nothing is; depth (V, H, W)
+    float32, camera z; normals (V, H, W, 3) float32, unit, world space, towards the camera.
+
+    Depth and normals belong to the ray through the pixel's centre and to the surface at which its
+    accumulated opacity reaches one half; both are 0 where it never does.
+    """
+
+    rgba: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+
+
+def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> MeshRender:
+    """Images of a mesh from V cameras (`gsgen_lib.scene.cameras.Cameras` without batch dimensions).
+
+    supersample: rays per pixel and side, >= 1; layers: see-through surfaces followed at most, >= 1.
+    About 5 ms per 64x64 view with supersample=2. Raises ValueError naming the argument.
+
+    >>> from gsgen_lib.scene.cameras import Cameras
+    >>> triangle = Mesh([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], [[0, 1, 2]])
+    >>> out = render_mesh(triangle, Cameras.orbit(2, elevation=0.0, width=5, height=5))
+    >>> out.rgba.shape, [round(float(z), 3) for z in out.depth[:, 2, 2]]
+    ((2, 5, 5, 4), [1.8, 1.8])
+    """
+    if supersample < 1 or layers < 1:
+        raise ValueError(f"supersample and layers: wanted >= 1, got {supersample} and {layers}")
+    if cameras.viewmats.ndim != 3:
+        raise ValueError(f"cameras: wanted viewmats (V, 4, 4), got {tuple(cameras.viewmats.shape)}")
+    scene = _Scene(mesh)
+    cameras, s = cameras.to("cpu"), supersample
+    v, h, w = len(cameras), cameras.height, cameras.width
+    fine = cameras.resize(s * w, s * h)
+    rgba, depth, normals = (np.zeros((v, h, w, c), np.float32) for c in (4, 1, 3))
+    for i in range(v):
+        o, d = _numpy_rays(fine[i])
+        color, _, _ = _trace(scene, o, d, 1.0 / float(fine.Ks[i, 1, 1]), layers)
+        color = color.reshape(h, s, w, s, 4).mean(axis=(1, 3))  # (H s, W s, 4) -> (H, W, 4), premultiplied
+        rgba[i] = color
+        rgba[i, ..., :3] /= np.maximum(color[..., 3:], 1e-8)
+        o, d = _numpy_rays(cameras[i])
+        _, distance, normal = _trace(scene, o, d, 1.0 / float(cameras.Ks[i, 1, 1]), layers)
+        depth[i] = (distance * (d @ cameras.viewmats[i, 2, :3].numpy())).reshape(h, w, 1)
+        normals[i] = normal.reshape(h, w, 3)
+    return MeshRender(np.clip(rgba, 0, 1), depth[..., 0], normals)
+
+
+def sample_surface(mesh: Mesh, n: int, generator: np.random.Generator, shaded: bool = True):
+    """n random points of the surface: points (n, 3), normals (n, 3), colors (n, 3), all float32.
+
+    Uniform by area, thinned by opacity (a pane of opacity 0.2 gets a fifth of the points). Normals
+    follow the winding of the triangles. Colours are sRGB in [0, 1] as `render_mesh` shows them, or
+    without its light if shaded=False. Raises ValueError if there is no visible area to sample.
+
+    >>> square = Mesh([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], [[0, 1, 2], [0, 2, 3]])
+    >>> points, normals, colors = sample_surface(square, 100, np.random.default_rng(0))
+    >>> points.shape, normals[0].tolist(), bool((points[:, 2] == 0).all())
+    ((100, 3), [0.0, 0.0, 1.0], True)
+    """
+    if n < 1:
+        raise ValueError(f"n: wanted >= 1, got {n}")
+    surface = _Surface(mesh)
+    total = surface.areas.sum()
+    if not total > 0:
+        raise ValueError("mesh: its surface has no area")
+    found, tries = [], 0
+    while sum(len(f[0]) for f in found) < n:
+        tries += 1
+        if tries > 200:
+            raise ValueError("mesh: nearly invisible, no opaque surface to sample")
+        face = generator.choice(len(mesh.faces), size=max(n, 256), p=surface.areas / total)
+        r1, r2 = np.sqrt(generator.random(len(face))), generator.random(len(face))
+        b = np.stack([1 - r1, r1 * (1 - r2), r1 * r2], axis=1)  # uniform over a triangle
+        rgba = surface.color(face, b.astype(np.float32), footprint=np.zeros(len(face), np.float32), shaded=shaded)
+        keep = generator.random(len(face)) < rgba[:, 3]
+        points = np.einsum("nc,ncx->nx", b[keep], mesh.vertices[mesh.faces[face[keep]]])
+        found.append((points.astype(np.float32), surface.normals[face[keep]], rgba[keep, :3]))
+    return tuple(np.concatenate(parts)[:n] for parts in zip(*found))
+
+
+def visible_points(mesh: Mesh, points: np.ndarray, normals: np.ndarray, eyes: np.ndarray) -> np.ndarray:
+    """Which points (n, 3) on the surface each eye (E, 3) sees: (E, n) bool.
+
+    A point is hidden if an opaque triangle lies between it and the eye; see-through materials and
+    alpha textures hide nothing. Points are lifted off their surface towards the eye along `normals`.
+
+    >>> square = Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+    >>> eyes = np.array([[0.2, 0.2, 1.0], [0.2, 0.2, -1.0]])
+    >>> behind = np.array([[0.2, 0.2, -0.5]])
+    >>> visible_points(square, behind, np.array([[0, 0, 1.0]]), eyes).ravel().tolist()
+    [False, True]
+    """
+    solid = np.array([m.color[3] > 0.95 and (m.texture is None or m.texture[..., 3].min() > 242)
+                      for m in mesh.materials])[mesh.material_ids]
+    eyes = np.asarray(eyes, dtype=np.float32)
+    if not solid.any():
+        return np.ones((len(eyes), len(points)), dtype=bool)
+    embree = _build_embree(mesh.vertices, mesh.faces[solid])
+    seen = np.zeros((len(eyes), len(points)), dtype=bool)
+    for i, eye in enumerate(eyes):
+        side = np.sign(np.einsum("nx,nx->n", eye - points, normals))[:, None]
+        start = (points + 10 * STEP * side * normals).astype(np.float32)
+        way = (eye - start).astype(np.float32)
+        far = np.linalg.norm(way, axis=1).astype(np.float32)
+        hit = embree.run(start, np.ascontiguousarray(way / far[:, None]), far, query="OCCLUDED")
+        seen[i] = np.asarray(hit) < 0
+    return seen
+
+
+# --- rays ------------------------------------------------------------------------------------
+
+
+def _numpy_rays(camera):
+    """Origins and directions (H W, 3) float32 of one camera."""
+    o, d = camera.rays()
+    return tuple(np.ascontiguousarray(x.reshape(-1, 3).numpy(), dtype=np.float32) for x in (o, d))
+
+
+def _build_embree(vertices, faces):
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+
+    embree = EmbreeScene(robust=True)  # robust: no leaks between neighbouring triangles
+    TriangleMesh(embree, np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32))
+    return embree
+
+
+class _Scene:
+    """A mesh prepared for casting: Embree's tree and the surface colours."""
+
+    def __init__(self, mesh):
+        self.embree = _build_embree(mesh.vertices, mesh.faces)
+        self.surface = _Surface(mesh)
+
+
+def _trace(scene, o, d, pixel_angle, layers):
+    """Follow N rays: premultiplied rgba (N, 4), distance (N,) and normal (N, 3) at half opacity."""
+    n = len(o)
+    rgba, distance, normal = np.zeros((n, 4), np.float32), np.zeros(n, np.float32), np.zeros((n, 3), np.float32)
+    travelled = np.zeros(n, np.float32)  # how far along its ray each one is
+    alive = np.arange(n)
+    for _ in range(layers):
+        start = o[alive] + travelled[alive, None] * d[alive]
+        hit = scene.embree.run(start, d[alive], output=True)
+        met = hit["primID"] >= 0
+        alive = alive[met]
+        if not len(alive):
+            break
+        face, b1, b2 = hit["primID"][met], hit["u"][met], hit["v"][met]
+        t = travelled[alive] + hit["tfar"][met]
+        cosine = np.einsum("nx,nx->n", scene.surface.normals[face], d[alive])
+        # a round footprint of the same area as the true one, which is stretched by 1 / |cos|
+        footprint = t * pixel_angle / np.sqrt(np.maximum(np.abs(cosine), 0.05))
+        color = scene.surface.color(face, np.stack([1 - b1 - b2, b1, b2], axis=1), footprint)
+        weight = color[:, 3] * (1 - rgba[alive, 3])  # a_i T_i
+        before = rgba[alive, 3]
+        rgba[alive, :3] += color[:, :3] * weight[:, None]
+        rgba[alive, 3] = before + weight
+        half = (before < 0.5) & (before + weight >= 0.5)
+        distance[alive[half]] = t[half]
+        normal[alive[half]] = -np.sign(cosine[half, None]) * scene.surface.normals[face[half]]
+        travelled[alive] = t + STEP
+        alive = alive[rgba[alive, 3] < OPAQUE]
+    return rgba, distance, normal
+
+
+# --- colour of a surface point ---------------------------------------------------------------
+
+
+class _Surface:
+    """Normals, areas and colours of a mesh's faces. All textures with all their mipmaps lie in one
+    list of texels; tables say where (material, level) begins and how large it is."""
+
+    def __init__(self, mesh):
+        corners = mesh.vertices[mesh.faces].astype(np.float64)  # (F, 3, 3)
+        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        double_area = np.linalg.norm(cross, axis=1)
+        self.normals = (cross / np.maximum(double_area, 1e-20)[:, None]).astype(np.float32)
+        self.areas = double_area / 2
+        self.light = self.normals**2 @ LIGHT
+        self.uv, self.corner_colors, self.material_ids = mesh.uv, mesh.colors, mesh.material_ids
+        self.material_colors = np.stack([m.color for m in mesh.materials])
+        # texture coordinates passed per unit of length on the face
+        e1, e2 = mesh.uv[:, 1] - mesh.uv[:, 0], mesh.uv[:, 2] - mesh.uv[:, 0]
+        uv_double_area = np.abs(e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0])
+        self.uv_density = np.sqrt(uv_double_area / np.maximum(double_area, 1e-20)).astype(np.float32)
+        self._build_mipmaps([m.texture for m in mesh.materials])
+
+    def _build_mipmaps(self, textures):
+        chains = [[] if t is None else _mipmaps(t) for t in textures]
+        n_levels = max([len(c) for c in chains] + [1])
+        self.start, self.height, self.width = (np.ones((len(chains), n_levels), np.int64) for _ in range(3))
+        self.last_level = np.array([max(len(c) - 1, 0) for c in chains])
+        self.textured = np.array([len(c) > 0 for c in chains])
+        texels, position = [], 0
+        for m, chain in enumerate(chains):
+            for level, image in enumerate(chain):
+                self.start[m, level], (self.height[m, level], self.width[m, level]) = position, image.shape[:2]
+                texels.append(image.reshape(-1, 4))
+                position += len(texels[-1])
+        self.texels = np.concatenate(texels) if texels else None
+
+    def color(self, face, b, footprint, shaded=True):
+        """Straight RGBA (N, 4) at corner weights b (N, 3) of faces (N,), averaged over `footprint` (N,)."""
+        material = self.material_ids[face]
+        rgba = self.material_colors[material].copy()
+        if self.corner_colors is not None:
+            rgba *= np.einsum("nc,ncx->nx", b, self.corner_colors[face])
+        if self.texels is not None:
+            t = np.flatnonzero(self.textured[material])
+            uv = np.einsum("nc,ncx->nx", b[t], self.uv[face[t]])
+            m = material[t]
+            texels_per_uv = np.sqrt(self.height[m, 0] * self.width[m, 0])
+            covered = footprint[t] * self.uv_density[face[t]] * texels_per_uv
+            level = np.clip(np.log2(np.maximum(covered, 1e-6)), 0, self.last_level[m])
+            low = level.astype(np.int64)
+            high = np.minimum(low + 1, self.last_level[m])
+            blend = (level - low).astype(np.float32)[:, None]
+            texel = (1 - blend) * self._bilinear(m, low, uv) + blend * self._bilinear(m, high, uv)
+            texel[:, :3] /= np.maximum(texel[:, 3:], 1e-6)  # premultiplied -> straight
+            rgba[t] *= texel
+        if shaded:
+            rgba[:, :3] *= self.light[face, None]
+        return rgba
+
+    def _bilinear(self, m, level, uv):
+        """Premultiplied RGBA (N, 4) in [0, 1] of texture m (N,) at `level` (N,); repeats outside [0, 1]."""
+        h, w, start = self.height[m, level], self.width[m, level], self.start[m, level]
+        x, y = uv[:, 0] * w - 0.5, (1 - uv[:, 1]) * h - 0.5
+        x0, y0 = np.floor(x), np.floor(y)
+        fx, fy = (x - x0).astype(np.float32)[:, None], (y - y0).astype(np.float32)[:, None]
+        x0, y0 = x0.astype(np.int64) % w, y0.astype(np.int64) % h
+        x1, y1 = (x0 + 1) % w, (y0 + 1) % h
+        top = self.texels[start + y0 * w + x0] * (1 - fx) + self.texels[start + y0 * w + x1] * fx
+        bottom = self.texels[start + y1 * w + x0] * (1 - fx) + self.texels[start + y1 * w + x1] * fx
+        return (top * (1 - fy) + bottom * fy) / 255.0
+
+
+def _mipmaps(texture):
+    """(h, w, 4) uint8 straight -> list of premultiplied uint8 images, each half the size, down to 1 x 1."""
+    from PIL import Image
+
+    image = texture.astype(np.float32)
+    image[..., :3] *= image[..., 3:] / 255.0
+    image = np.round(image).astype(np.uint8)
+    chain = [image]
+    while max(image.shape[:2]) > 1:
+        h, w = (max(1, s // 2) for s in image.shape[:2])
+        channels = [np.asarray(Image.fromarray(image[..., c]).resize((w, h), Image.Resampling.BOX)) for c in range(4)]
+        image = np.stack(channels, axis=-1)
+        chain.append(image)
+    return chain
