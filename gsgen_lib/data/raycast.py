@@ -15,7 +15,7 @@ Gaussians with plain RGB colours can represent exactly; highlights and shadows a
 
 Textures. A 64-pixel view of a 1024-texel texture skips most texels, and which ones it hits changes
 from view to view (sparkle). Each texture is therefore kept at all sizes h, h/2, h/4, ... (mipmaps); a
-hit reads the two sizes whose texels are nearest to the ray's footprint, bilinearly, and blends them.
+hit reads, bilinearly, the size whose texels come nearest to the ray's footprint.
 Edges are smoothed by `supersample`^2 rays per pixel.
 
 Used by notebooks 00 and 01 and by every data set. Sources: Moller & Trumbore 1997 (ray meets triangle),
@@ -72,12 +72,12 @@ def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> 
     rgba, depth, normals = (np.zeros((v, h, w, c), np.float32) for c in (4, 1, 3))
     for i in range(v):
         o, d = _numpy_rays(fine[i])
-        color, _, _ = _trace(scene, o, d, 1.0 / float(fine.Ks[i, 1, 1]), layers)
-        color = color.reshape(h, s, w, s, 4).mean(axis=(1, 3))  # (H s, W s, 4) -> (H, W, 4), premultiplied
-        rgba[i] = color
-        rgba[i, ..., :3] /= np.maximum(color[..., 3:], 1e-8)
+        color = _trace(scene, o, d, 1.0 / float(fine.Ks[i, 1, 1]), layers)[0]
+        color = color.reshape(h, s, w, s, 4).sum(axis=1).sum(axis=2) / (s * s)  # (H s, W s, 4) -> (H, W, 4)
+        rgba[i, ..., :3] = color[..., :3] / np.maximum(color[..., 3:], 1e-8)
+        rgba[i, ..., 3] = color[..., 3]
         o, d = _numpy_rays(cameras[i])
-        _, distance, normal = _trace(scene, o, d, 1.0 / float(cameras.Ks[i, 1, 1]), layers)
+        _, distance, normal = _trace(scene, o, d, 1.0 / float(cameras.Ks[i, 1, 1]), layers, geometry=True)
         depth[i] = (distance * (d @ cameras.viewmats[i, 2, :3].numpy())).reshape(h, w, 1)
         normals[i] = normal.reshape(h, w, 3)
     return MeshRender(np.clip(rgba, 0, 1), depth[..., 0], normals)
@@ -171,34 +171,39 @@ class _Scene:
         self.surface = _Surface(mesh)
 
 
-def _trace(scene, o, d, pixel_angle, layers):
-    """Follow N rays: premultiplied rgba (N, 4), distance (N,) and normal (N, 3) at half opacity."""
+def _trace(scene, o, d, pixel_angle, layers, geometry=False):
+    """Follow N rays. geometry=False: premultiplied rgba (N, 4) and two zeros; geometry=True: also the
+    distance (N,) and normal (N, 3) at half opacity, and rgba may be plain white (colours are skipped)."""
     n = len(o)
     rgba, distance, normal = np.zeros((n, 4), np.float32), np.zeros(n, np.float32), np.zeros((n, 3), np.float32)
-    travelled = np.zeros(n, np.float32)  # how far along its ray each one is
-    alive = np.arange(n)
+    alive, travelled = np.arange(n), np.zeros(n, np.float32)  # rays still under way, and how far they are
     for _ in range(layers):
-        start = o[alive] + travelled[alive, None] * d[alive]
+        start = o[alive] + travelled[:, None] * d[alive]
         hit = scene.embree.run(start, d[alive], output=True)
-        met = hit["primID"] >= 0
-        alive = alive[met]
-        if not len(alive):
+        met = np.flatnonzero(hit["primID"] >= 0)
+        if not len(met):
             break
-        face, b1, b2 = hit["primID"][met], hit["u"][met], hit["v"][met]
-        t = travelled[alive] + hit["tfar"][met]
-        cosine = np.einsum("nx,nx->n", scene.surface.normals[face], d[alive])
-        # a round footprint of the same area as the true one, which is stretched by 1 / |cos|
-        footprint = t * pixel_angle / np.sqrt(np.maximum(np.abs(cosine), 0.05))
-        color = scene.surface.color(face, np.stack([1 - b1 - b2, b1, b2], axis=1), footprint)
-        weight = color[:, 3] * (1 - rgba[alive, 3])  # a_i T_i
+        alive, face, b1, b2 = alive[met], hit["primID"][met], hit["u"][met], hit["v"][met]
+        t = travelled[met] + hit["tfar"][met]
+        face_normal = scene.surface.normals[face]
+        cosine = np.einsum("nx,nx->n", face_normal, d[alive])
+        if geometry and scene.surface.opaque:
+            color = np.ones((len(face), 4), np.float32)
+        else:  # a round footprint of the same area as the true one, which is stretched by 1 / |cos|
+            footprint = t * np.float32(pixel_angle) / np.sqrt(np.maximum(np.abs(cosine), 0.05))
+            color = scene.surface.color(face, np.stack([1 - b1 - b2, b1, b2], axis=1), footprint)
         before = rgba[alive, 3]
-        rgba[alive, :3] += color[:, :3] * weight[:, None]
-        rgba[alive, 3] = before + weight
-        half = (before < 0.5) & (before + weight >= 0.5)
-        distance[alive[half]] = t[half]
-        normal[alive[half]] = -np.sign(cosine[half, None]) * scene.surface.normals[face[half]]
-        travelled[alive] = t + STEP
-        alive = alive[rgba[alive, 3] < OPAQUE]
+        weight = color[:, 3] * (1 - before)  # a_i T_i
+        after = before + weight
+        color[:, :3] *= weight[:, None]
+        color[:, 3] = weight
+        rgba[alive] += color
+        if geometry:
+            half = (before < 0.5) & (after >= 0.5)
+            distance[alive[half]] = t[half]
+            normal[alive[half]] = -np.sign(cosine[half, None]) * face_normal[half]
+        go_on = after < OPAQUE
+        alive, travelled = alive[go_on], t[go_on] + STEP
     return rgba, distance, normal
 
 
@@ -216,6 +221,8 @@ class _Surface:
         self.normals = (cross / np.maximum(double_area, 1e-20)[:, None]).astype(np.float32)
         self.areas = double_area / 2
         self.light = self.normals**2 @ LIGHT
+        self.opaque = all(m.color[3] == 1 and (m.texture is None or m.texture[..., 3].min() == 255)
+                          for m in mesh.materials) and (mesh.colors is None or mesh.colors[..., 3].min() == 1)
         self.uv, self.corner_colors, self.material_ids = mesh.uv, mesh.colors, mesh.material_ids
         self.material_colors = np.stack([m.color for m in mesh.materials])
         # texture coordinates passed per unit of length on the face
@@ -227,8 +234,8 @@ class _Surface:
     def _build_mipmaps(self, textures):
         chains = [[] if t is None else _mipmaps(t) for t in textures]
         n_levels = max([len(c) for c in chains] + [1])
-        self.start, self.height, self.width = (np.ones((len(chains), n_levels), np.int64) for _ in range(3))
-        self.last_level = np.array([max(len(c) - 1, 0) for c in chains])
+        self.start, self.height, self.width = (np.ones((len(chains), n_levels), np.int32) for _ in range(3))
+        self.last_level = np.array([max(len(c) - 1, 0) for c in chains], np.int32)
         self.textured = np.array([len(c) > 0 for c in chains])
         texels, position = [], 0
         for m, chain in enumerate(chains):
@@ -236,7 +243,7 @@ class _Surface:
                 self.start[m, level], (self.height[m, level], self.width[m, level]) = position, image.shape[:2]
                 texels.append(image.reshape(-1, 4))
                 position += len(texels[-1])
-        self.texels = np.concatenate(texels) if texels else None
+        self.texels = np.concatenate(texels).view(np.uint32)[:, 0] if texels else None  # RGBA in one integer
 
     def color(self, face, b, footprint, shaded=True):
         """Straight RGBA (N, 4) at corner weights b (N, 3) of faces (N,), averaged over `footprint` (N,)."""
@@ -250,11 +257,8 @@ class _Surface:
             m = material[t]
             texels_per_uv = np.sqrt(self.height[m, 0] * self.width[m, 0])
             covered = footprint[t] * self.uv_density[face[t]] * texels_per_uv
-            level = np.clip(np.log2(np.maximum(covered, 1e-6)), 0, self.last_level[m])
-            low = level.astype(np.int64)
-            high = np.minimum(low + 1, self.last_level[m])
-            blend = (level - low).astype(np.float32)[:, None]
-            texel = (1 - blend) * self._bilinear(m, low, uv) + blend * self._bilinear(m, high, uv)
+            level = np.round(np.log2(np.maximum(covered, 1e-6))).astype(np.int32)
+            texel = self._bilinear(m, np.clip(level, 0, self.last_level[m]), uv)
             texel[:, :3] /= np.maximum(texel[:, 3:], 1e-6)  # premultiplied -> straight
             rgba[t] *= texel
         if shaded:
@@ -264,14 +268,19 @@ class _Surface:
     def _bilinear(self, m, level, uv):
         """Premultiplied RGBA (N, 4) in [0, 1] of texture m (N,) at `level` (N,); repeats outside [0, 1]."""
         h, w, start = self.height[m, level], self.width[m, level], self.start[m, level]
-        x, y = uv[:, 0] * w - 0.5, (1 - uv[:, 1]) * h - 0.5
+        x, y = uv[:, 0] * w - np.float32(0.5), (1 - uv[:, 1]) * h - np.float32(0.5)
         x0, y0 = np.floor(x), np.floor(y)
-        fx, fy = (x - x0).astype(np.float32)[:, None], (y - y0).astype(np.float32)[:, None]
-        x0, y0 = x0.astype(np.int64) % w, y0.astype(np.int64) % h
+        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+        x0, y0 = x0.astype(np.int32) % w, y0.astype(np.int32) % h
         x1, y1 = (x0 + 1) % w, (y0 + 1) % h
-        top = self.texels[start + y0 * w + x0] * (1 - fx) + self.texels[start + y0 * w + x1] * fx
-        bottom = self.texels[start + y1 * w + x0] * (1 - fx) + self.texels[start + y1 * w + x1] * fx
-        return (top * (1 - fy) + bottom * fy) / 255.0
+        row0, row1 = start + y0 * w, start + y1 * w
+
+        def texel(index):  # the 4 bytes of a texel are fetched as one integer, which is faster
+            return self.texels[index].view(np.uint8).reshape(-1, 4).astype(np.float32)
+
+        top = texel(row0 + x0) * (1 - fx) + texel(row0 + x1) * fx
+        bottom = texel(row1 + x0) * (1 - fx) + texel(row1 + x1) * fx
+        return (top * (1 - fy) + bottom * fy) / np.float32(255)
 
 
 def _mipmaps(texture):
