@@ -1,0 +1,173 @@
+"""Run a benchmark of this repository and print, or keep, what it measured.
+
+Each script `benchmarks/NAME.py` has a function `main(...) -> dict` whose typed arguments become
+command-line options. It returns
+
+    {"name": str, "rows": [{column: value, ...}, ...],
+     "bars": [{"id": str, "value": number, "bar": number, "ok": bool}, ...]}
+
+rows are what was measured, bars what was promised and whether it holds. `machine` is added here.
+With --save the result goes to benchmarks/results/NAME.json together with the commit and the
+command that made it; `python -m tools.benchmarks_md` turns these files into BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ("name", "machine", "rows", "bars")
+
+
+def scripts(folder: Path = ROOT / "benchmarks") -> list[str]:
+    """Names of the benchmarks that this checkout has."""
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def machine() -> str:
+    """The machine in one line: processor, cores, GPU, torch.
+
+    >>> "torch" in machine()
+    True
+    """
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    python = platform.python_version()
+    return f"{processor}, {cores} cores{gpu}, Python {python}, torch {torch.__version__}"
+
+
+def load(name: str, folder: Path = ROOT / "benchmarks") -> ModuleType:
+    """The module of one benchmark. Raises ValueError naming those there are."""
+    if name not in scripts(folder):
+        known = ", ".join(scripts(folder)) or "none in this installation"
+        raise ValueError(f"benchmark: got {name!r}, wanted one of: {known}")
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def checked(result: dict) -> dict:
+    """The result with ``machine`` filled in; ValueError where it breaks the contract above.
+
+    >>> checked({"name": "x", "machine": "m", "rows": [], "bars": [{"id": "a"}]})
+    Traceback (most recent call last):
+    ValueError: bars[0]: lacks value, bar, ok
+    """
+    result = {"machine": machine(), **result} if "machine" not in result else result
+    if set(KEYS) - set(result):
+        raise ValueError(f"result: lacks {', '.join(k for k in KEYS if k not in result)}")
+    for index, bar in enumerate(result["bars"]):
+        lacking = [key for key in ("id", "value", "bar", "ok") if key not in bar]
+        if lacking:
+            raise ValueError(f"bars[{index}]: lacks {', '.join(lacking)}")
+    return {key: result[key] for key in (*KEYS, *(k for k in result if k not in KEYS))}
+
+
+def commit() -> str:
+    """The commit of this checkout, "-dirty" added if the code differs from it."""
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "gsgen_lib", "benchmarks/*.py")
+    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def save(result: dict, command: str, folder: Path = ROOT / "benchmarks" / "results") -> Path:
+    """Write a result with its commit and command; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['name']}.json"
+    record = {**result, "commit": commit(), "command": command}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def show(result: dict) -> None:
+    """Print a result as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, rows in (("measured", result["rows"]), ("bars", result["bars"])):
+        if not rows:
+            continue
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = Table(*columns, title=f"{result['name']}: {title}")
+        for row in rows:
+            table.add_row(*(cell(row.get(column, "")) for column in columns))
+        console.print(table)
+    console.print(result["machine"])
+
+
+def cell(value: object) -> str:
+    """A number to four digits, a truth value as yes or no, anything else as it is.
+
+    >>> [cell(v) for v in (0.123456, 12, True, "numba")]
+    ['0.1235', '12', 'yes', 'numba']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def bench(name: str, options: list[str], as_json: bool = False, keep: bool = False) -> int:
+    """Run benchmark ``name`` with its own command-line ``options``.
+
+    Prints tables, or with ``as_json`` one JSON object; with ``keep`` also writes
+    benchmarks/results/NAME.json. Returns 0 if every bar holds, else 1.
+    """
+    import tyro
+
+    module = load(name)
+    result = checked(tyro.cli(module.main, prog=f"gsgen bench {name}", args=options))
+    if keep:
+        save(result, " ".join(["gsgen bench", name, *options]))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0 if all(bar["ok"] for bar in result["bars"]) else 1
+
+
+def command(arguments: list[str]) -> int:
+    """`gsgen bench NAME [--json] [--save] [the benchmark's own options]`; the exit code.
+
+    NAME "all" runs every benchmark, each in a process of its own, so that none sees the
+    memory and the compiled code of another. --list names them.
+    """
+    parser = argparse.ArgumentParser(prog="gsgen bench", description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", help="which benchmark, or: all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
+    known, options = parser.parse_known_args(arguments)
+    if known.list or not known.name:
+        print("\n".join(scripts()))
+        return 0
+    if known.name == "all":
+        flags = [a for a in arguments if a in ("--json", "--save")]
+        run = [sys.executable, "-m", "gsgen_lib.cli", "bench"]
+        return max([subprocess.call([*run, name, *flags]) for name in scripts()], default=0)
+    try:
+        return bench(known.name, options, known.json, known.save)
+    except ValueError as error:
+        print(f"gsgen bench: {error}", file=sys.stderr)
+        return 2
