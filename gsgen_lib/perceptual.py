@@ -142,7 +142,7 @@ def load_weights(device: str = "cpu", dtype: torch.dtype = torch.float32,
         if not needed.is_file():
             raise FileNotFoundError(
                 f"path: no file {needed}; it ships with the course in data/checkpoints and is "
-                "rebuilt by tools/convert_lpips.py")
+                "rebuilt by `python -m tools.convert_lpips`")
     content = path.read_bytes()
     wanted = json.loads(card.read_text(encoding="utf-8"))["sha256"]
     got = hashlib.sha256(content).hexdigest()

