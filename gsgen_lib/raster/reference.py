@@ -1,0 +1,96 @@
+"""The reference engine: the rasterizer in plain PyTorch, derivatives by autograd.
+
+For every 16x16 tile: take the Gaussians whose bounding box touches it, in depth order, and composite
+
+    sigma = (A dx^2 + C dy^2) / 2 + B dx dy           dx, dy = pixel centre - mean2d
+    alpha = min(MAX_ALPHA, opacity exp(-sigma)), 0 where alpha < 1/255
+    T_i   = prod_{j<i} (1 - alpha_j)                  transmittance in front of Gaussian i
+    rgb   = sum_i T_i alpha_i c_i                     depth = sum_i T_i alpha_i z_i,  alpha_out = 1 - T_end
+
+A pixel stops before the Gaussian that would bring T to T_MIN or below. Tiles are there for memory only: a Gaussian
+is compared with 256 pixels at a time instead of all of them.
+
+Notebook 01 builds this function. Source: Kerbl et al. 2023, eq. 3 and section 6; constants from gsplat.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsgen_lib.raster.api import RenderInfo
+from gsgen_lib.raster.projection import ALPHA_MIN, MAX_ALPHA, T_MIN, project
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.scene.gaussians import Gaussians
+
+TILE = 16
+
+
+def composite(pixels: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha-composite M depth-sorted 2D Gaussians at P pixel centres.
+
+    pixels: (P, 2); means2d: (M, 2); conics: (M, 3); opacities: (M,); features: (M, F), colours and whatever
+    else is blended. Returns the blended features (P, F) and the transmittance left, T_end (P,).
+
+    >>> pix, mean, conic = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0, 1.0]])
+    >>> composite(pix, mean, conic, torch.tensor([0.25]), torch.tensor([[1.0, 0.0, 0.0]]))
+    (tensor([[0.2500, 0.0000, 0.0000]]), tensor([0.7500]))
+    """
+    dx, dy = (pixels[:, None, :] - means2d).unbind(-1)  # (P, M)
+    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
+    alpha = (opacities * torch.exp(-sigma.clamp_min(0))).clamp_max(MAX_ALPHA)
+    alpha = torch.where((alpha >= ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+    with torch.no_grad():  # which Gaussians come before the pixel is finished
+        alive = torch.cumprod(1 - alpha, 1) > T_MIN
+    alpha = torch.where(alive, alpha, torch.zeros_like(alpha))
+    T_after = torch.cumprod(1 - alpha, 1)  # (P, M), never below T_MIN
+    T_before = torch.cat([torch.ones_like(T_after[:, :1]), T_after[:, :-1]], 1)
+    return (T_before * alpha) @ features, T_after[:, -1]
+
+
+def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
+    """All views of a batch of scenes. g: (B, N, ...); cams: (B, V, ...); colors: (B, 1 or V, N, 3).
+
+    Returns rgb (B, V, H, W, 3) on black, alpha and summed depth (B, V, H, W, 1), info. `options`: see `project`.
+    """
+    p = project(g, cams, **options)
+    info = RenderInfo("reference", p.radii)
+    if p.means2d.requires_grad:
+        def keep_norm(grad: Tensor) -> None:
+            info.grad_norm2d = grad.detach().norm(dim=-1)
+        p.means2d.register_hook(keep_norm)
+    features = torch.cat([colors.expand(*p.depths.shape, 3), p.depths[..., None]], -1)  # (B, V, N, 4)
+
+    B, V, H, W = *p.depths.shape[:2], cams.height, cams.width
+    images = []
+    for b in range(B):
+        for v in range(V):
+            visible = (p.radii[b, v] > 0).all(-1).nonzero()[:, 0]
+            order = visible[torch.argsort(p.depths[b, v, visible].detach(), stable=True)]
+            one = [x[b, v, order] for x in (p.means2d, p.conics, p.opacities, features)]
+            images.append(_render_image(*one, p.radii[b, v, order], H, W))
+    image = torch.stack(images).reshape(B, V, H, W, 5)
+    return image[..., :3], 1 - image[..., 4:], image[..., 3:4], info
+
+
+def _render_image(means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, radii: Tensor, H: int, W: int):
+    """One image from depth-sorted Gaussians: (H, W, 5) = blended rgb and depth, transmittance."""
+    low, high = means2d.detach() - radii, means2d.detach() + radii  # bounding boxes, (M, 2)
+    rows = []
+    for y0 in range(0, H, TILE):
+        y1, row = min(y0 + TILE, H), []
+        for x0 in range(0, W, TILE):
+            x1 = min(x0 + TILE, W)
+            touches = (low[:, 0] < x1) & (high[:, 0] > x0) & (low[:, 1] < y1) & (high[:, 1] > y0)
+            i = touches.nonzero()[:, 0]
+            ys = torch.arange(y0, y1, device=i.device, dtype=means2d.dtype) + 0.5
+            xs = torch.arange(x0, x1, device=i.device, dtype=means2d.dtype) + 0.5
+            if len(i) == 0:
+                out = torch.cat([means2d.new_zeros(len(ys), len(xs), 4), means2d.new_ones(len(ys), len(xs), 1)], -1)
+            else:
+                pixels = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)  # (P, 2)
+                blended, T_end = composite(pixels, means2d[i], conics[i], opacities[i], features[i])
+                out = torch.cat([blended, T_end[:, None]], 1).reshape(len(ys), len(xs), 5)
+            row.append(out)
+        rows.append(torch.cat(row, 1))
+    return torch.cat(rows, 0)
