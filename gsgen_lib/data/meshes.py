@@ -1,4 +1,4 @@
-"""Textured triangle meshes: what they are here, reading, normalising, writing.
+"""Textured triangle meshes: what they are here, reading, normalising (writing: `gsgen_lib.data.glb`).
 
 A mesh is a list of triangles in space and, for every triangle, a material. At a point of the
 surface with corner weights (b0, b1, b2) the colour is a product of three factors,
@@ -12,8 +12,9 @@ each of which may be absent (= white, opaque). The file formats say this in diff
 - colours are sRGB in [0, 1], as in image files. glTF keeps colour factors and vertex colours in
   linear light: they are converted to sRGB. Because sRGB is close to a power law, multiplying
   converted values equals converting the product to good accuracy.
-- OBJ: `d` (or 1 - `Tr`) is the opacity of the material. A grey `Kd` beside a texture is ignored:
-  exporters write 0.64 or 0 there although the texture already holds the full colour.
+- OBJ: `d` (or 1 - `Tr`) is the opacity of the material. `Kd` beside a texture is ignored: exporters write
+  the material's former colour there although the texture already holds the full colour. Concave
+  polygons are cut into triangles properly (`gsgen_lib.data.polygons`).
 - glTF: alphaMode OPAQUE, MASK (cut at alphaCutoff) and BLEND are honoured.
 - a texture that is missing or unreadable is an error (`on_missing="error"`) or a warning and a
   plain material (`"warn"`); a mesh without faces or with non-finite vertices is refused.
@@ -26,11 +27,17 @@ Taught in notebook 00 (a real object) and used wherever images are made from mes
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+
+from gsgen_lib.data.glb import linear_to_srgb, save_glb
+from gsgen_lib.data.polygons import triangulate_polygons
+
+__all__ = ["MESH_SUFFIXES", "Material", "Mesh", "load_mesh", "normalise", "rotate", "save_glb"]
 
 MESH_SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
 DEFAULT_COLOR = (0.8, 0.8, 0.8, 1.0)  # of a mesh that names no colour at all
@@ -145,7 +152,7 @@ def rotate(mesh: Mesh, matrix) -> Mesh:
     [1.0, 0.0, 0.0]
     """
     r = np.asarray(matrix, dtype=np.float64)
-    if r.shape != (3, 3) or np.abs(r @ r.T - np.eye(3)).max() > 1e-4 or np.linalg.det(r) < 0:
+    if r.shape != (3, 3) or np.abs(r @ r.T - np.eye(3)).max() > 1e-3 or np.linalg.det(r) < 0:
         raise ValueError(f"matrix: wanted a 3x3 rotation, got {r.tolist()}")
     return replace(mesh, vertices=mesh.vertices.astype(np.float64) @ r.T)
 
@@ -177,7 +184,11 @@ def load_mesh(path: str | Path, on_missing: str = "error") -> Mesh:
         raise FileNotFoundError(f"{path}: no such file")
     resolver = _make_resolver(path)
     try:
-        scene = trimesh.load_scene(path, resolver=resolver, process=False)
+        source, file_type = path, None
+        if path.suffix.lower() == ".obj":
+            text = triangulate_polygons(path.read_bytes().decode("utf-8", errors="replace"))
+            source, file_type = io.BytesIO(text.encode()), "obj"
+        scene = trimesh.load_scene(source, file_type=file_type, resolver=resolver, process=False)
         parts = [_read_part(scene.geometry[name], transform, path.suffix.lower())
                  for transform, name in (scene.graph[node] for node in sorted(scene.graph.nodes_geometry))
                  if isinstance(scene.geometry[name], trimesh.Trimesh) and len(scene.geometry[name].faces)]
@@ -199,8 +210,6 @@ def load_mesh(path: str | Path, on_missing: str = "error") -> Mesh:
 def _make_resolver(path: Path):
     """How trimesh asks for files named inside a mesh file. trimesh itself stays silent about what it
     misses, so remember it in `failed`; forgive back-slashes and wrong case (files from Windows)."""
-    import io
-
     from PIL import Image
     from trimesh.resolvers import FilePathResolver
 
@@ -210,10 +219,11 @@ def _make_resolver(path: Path):
         def get(self, name):
             wanted = str(name).strip().replace("\\", "/")
             try:
-                if not (Path(self.parent) / wanted).is_file():
-                    folder = (Path(self.parent) / wanted).parent
-                    match = [f.name for f in folder.iterdir() if f.name.lower() == Path(wanted).name.lower()]
-                    wanted = str(Path(wanted).parent / match[0])
+                here = Path(self.parent)
+                if not (here / wanted).is_file():  # wrong case, or a path of the author's computer
+                    folder = (here / wanted).parent if (here / wanted).parent.is_dir() else here
+                    match = [f for f in folder.iterdir() if f.name.lower() == Path(wanted).name.lower()]
+                    wanted = match[0].relative_to(here).as_posix()
                 data = super().get(wanted)
                 if wanted.lower().endswith(_IMAGE_SUFFIXES):
                     Image.open(io.BytesIO(data)).load()
@@ -265,7 +275,7 @@ def _read_material(material) -> Material:
     else:
         image, mode = material.image, "BLEND"
         color = np.asarray(material.diffuse, dtype=np.float64) / 255.0
-        if image is not None and np.ptp(color[:3]) < 0.02:
+        if image is not None:
             color[:3] = 1.0
         opacity = material.kwargs.get("d", [None])[-1]
         if opacity is None and "tr" in material.kwargs:
@@ -297,91 +307,3 @@ def _join(parts: list[dict]) -> Mesh:
         materials=[p["material"] for p in parts],
         colors=colors,
     )
-
-
-# --- writing ---------------------------------------------------------------------------------
-
-
-def save_glb(mesh: Mesh, path: str | Path, max_texture: int | None = None, jpeg: bool = False) -> None:
-    """Write a mesh as one binary glTF file that any viewer opens.
-
-    Every material becomes a texture (plain colours a 1x1 one): trimesh writes colour factors as 8
-    bits of linear light, which is too coarse for dark colours. `max_texture` shrinks larger
-    textures to that many pixels a side; `jpeg` stores opaque ones as JPEG (lossy, smaller). Corner
-    colours are written as vertex colours of untextured faces; beside a texture they are refused
-    (ValueError).
-
-    >>> import pathlib, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "red.glb"
-    >>> red = Material(color=(1, 0, 0, 1))
-    >>> save_glb(Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], materials=[red]), file)
-    >>> load_mesh(file).materials[0].texture.tolist()
-    [[[255, 0, 0, 255]]]
-    """
-    import trimesh
-    from trimesh.visual.material import PBRMaterial
-
-    scene = trimesh.Scene()
-    for i, material in enumerate(mesh.materials):
-        select = mesh.material_ids == i
-        if not select.any():
-            continue
-        corner_xyz = mesh.vertices[mesh.faces[select]].reshape(-1, 3)  # (f, 3, 3) -> (3 f, 3)
-        if mesh.colors is not None and material.texture is not None:
-            raise ValueError("mesh: corner colours together with a texture cannot be written to GLB here")
-        if mesh.colors is not None:
-            values = mesh.colors[select].reshape(-1, 4) * material.color  # (f, 3, 4) -> (3 f, 4)
-            values[:, :3] = srgb_to_linear(values[:, :3])
-        else:
-            values = mesh.uv[select].reshape(-1, 2)
-        table, inverse = np.unique(np.concatenate([corner_xyz, values], axis=1), axis=0, return_inverse=True)
-        part = trimesh.Trimesh(table[:, :3], inverse.reshape(-1, 3), process=False)
-        if mesh.colors is not None:
-            part.visual = trimesh.visual.ColorVisuals(part, vertex_colors=np.uint8(np.round(table[:, 3:] * 255)))
-        else:
-            image = _material_image(material, max_texture, jpeg)
-            pbr = PBRMaterial(name=f"material_{i}", baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0,
-                              doubleSided=True, alphaMode="BLEND" if image.mode == "RGBA" else "OPAQUE")
-            part.visual = trimesh.visual.TextureVisuals(uv=table[:, 3:], material=pbr)
-        scene.add_geometry(part, node_name=f"part_{i:03d}", geom_name=f"part_{i:03d}")
-    Path(path).write_bytes(scene.export(file_type="glb"))
-
-
-def _material_image(material: Material, max_texture, jpeg):
-    """Colour times texture as a PIL image, RGB if opaque."""
-    import io
-
-    from PIL import Image
-
-    texels = np.full((1, 1, 4), 255, np.uint8) if material.texture is None else material.texture
-    image = Image.fromarray(np.uint8(np.round(texels * material.color)))
-    if max_texture is not None and max(image.size) > max_texture:
-        scale = max_texture / max(image.size)
-        image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BOX)
-    if np.asarray(image)[..., 3].min() == 255:
-        image = image.convert("RGB")
-        if jpeg and min(image.size) >= 16:  # trimesh keeps the format of an image that was read as JPEG
-            buffer = io.BytesIO()
-            image.save(buffer, format="JPEG", quality=92)
-            image = Image.open(buffer)
-    return image
-
-
-def srgb_to_linear(x):
-    """sRGB values in [0, 1] -> linear light in [0, 1] (IEC 61966-2-1).
-
-    >>> round(float(srgb_to_linear(0.5)), 4)
-    0.214
-    """
-    x = np.asarray(x, dtype=np.float64)
-    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(x):
-    """Linear light in [0, 1] -> sRGB values in [0, 1] (IEC 61966-2-1), the inverse of `srgb_to_linear`.
-
-    >>> round(float(linear_to_srgb(0.214)), 2)
-    0.5
-    """
-    x = np.asarray(x, dtype=np.float64)
-    return np.where(x <= 0.0031308, x * 12.92, 1.055 * np.maximum(x, 1e-9) ** (1 / 2.4) - 0.055)
