@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,17 +68,26 @@ def _device() -> Finding:
         if torch.cuda.is_available():
             device = torch.cuda.get_device_properties(0)
             memory = device.total_memory / 1e9
-            return Finding("ok", "device", f"cuda: {device.name}, {memory:.0f} GB")
-        return Finding("ok", "device", f"cpu: {os.cpu_count()} cores (no CUDA device)")
+            return Finding("ok", "device", f"cuda, {device.name}, {memory:.0f} GB")
+        return Finding("ok", "device", f"cpu, {os.cpu_count()} cores (torch sees no CUDA device)")
     except Exception as error:
         return Finding("problem", "device", f"torch does not import: {error}")
 
 
 def _engine() -> Finding:
-    """Which engine rasterize(engine="auto") takes here. The rasterizer decides and says why."""
+    """The engine that rasterize(engine="auto") takes here, why, and one Gaussian drawn with it."""
     try:
-        engine, reason = importlib.import_module("gsgen_lib.raster").auto_engine()
-        return Finding("ok", "rasterizer", f"{engine}: {reason}")
+        torch = importlib.import_module("torch")
+        library = importlib.import_module("gsgen_lib")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            one = library.Gaussians.random(1, generator=torch.Generator().manual_seed(0)).to(device)
+            camera = library.Cameras.orbit(1, width=8, height=8).to(device)
+            engine = library.rasterize(one, camera).info.engine
+        usual = {"numba": "compiled loops for the CPU", "gsplat": "CUDA kernels"}
+        reasons = [str(warning.message) for warning in caught if "rasterize" in str(warning.message)]
+        return Finding("ok", "rasterizer", f"{engine}: {(reasons or [usual.get(engine, '')])[0]}")
     except Exception as error:
         return Finding("problem", "rasterizer", f"{type(error).__name__}: {error}")
 
@@ -97,7 +107,7 @@ def _compile_cache() -> Finding:
 def _data() -> Finding:
     try:
         root = importlib.import_module("gsgen_lib.data").data_root()
-        return Finding("ok", "data", f"found ({sum(1 for _ in Path(root).iterdir())} entries)")
+        return Finding("ok", "data", f"found: {Path(root).name}/ with {sum(1 for _ in Path(root).iterdir())} entries")
     except Exception as error:
         return Finding("problem", "data", str(error) or type(error).__name__)
 

@@ -82,7 +82,26 @@ class OfflineExporter(HTMLExporter):
 
     def from_notebook_node(self, nb, resources=None, **kw):
         page, resources = super().from_notebook_node(nb, resources, **kw)
-        return re.sub(r"<script[^>]*\bsrc=\"https?://.*?</script>", "", page, flags=re.S), resources
+        page = re.sub(r"<script[^>]*\bsrc=\"https?://.*?</script>", "", page, flags=re.S)
+        return with_alternative_texts(page, nb), resources
+
+
+def with_alternative_texts(page: str, notebook: NotebookNode) -> str:
+    """Give each picture of a page the ``alt`` of the cell that drew it (nbconvert leaves it out)."""
+    texts = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind in ("image/png", "image/jpeg"):
+                if kind in output.get("data", {}) and "alt" in cell.metadata:
+                    data = "".join(output.data[kind].split())
+                    texts[f"data:{kind};base64,{data}"] = html.escape(cell.metadata["alt"], quote=True)
+
+    def replace(match: re.Match) -> str:
+        source = re.search(r'src="([^"]*)"', match[0])
+        text = texts.get("".join(source[1].split())) if source else None
+        return match[0] if text is None else re.sub(r'alt="[^"]*"', f'alt="{text}"', match[0])
+
+    return re.sub(r"<img [^>]*>", replace, page)
 
 
 # jinja passes the context to a filter that carries this mark; overriding the method loses it
@@ -137,13 +156,13 @@ def index(pages: list[Page]) -> str:
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The course</title>',
         f"<style>{STYLE}</style></head><body><h1>How 3D worlds are generated as Gaussian splats",
-        "</h1><p>Everything on these pages was computed on this machine by <code>make course",
-        "</code>.</p>",
+        "</h1><p>Everything on these pages was computed on this machine by",
+        "<code>make course</code>.</p>",
     ]
     for page in pages:
         took = f"{page.run.seconds:.0f} s, {page.run.peak_mb or 0:.0f} MB"
         parts.append(f'<article><h2><a href="{page.name}.html">{html.escape(page.title)}</a></h2>')
-        parts.append(f"<p>{html.escape(page.summary)}</p><small>{took}</small>")
+        parts.append(f"<p>{html.escape(page.summary)}</p><p><small>{took}</small></p>")
         if page.run.error:
             parts.append(f'<p class="failed">Failed in {html.escape(page.run.error)}</p>')
         for file, alt in page.pictures:

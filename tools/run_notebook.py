@@ -40,6 +40,7 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int = CELL_TIMEOUT) -
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # quiet about local sockets
     )
     started, peak, error, current = time.perf_counter(), None, None, 0
     try:
@@ -60,12 +61,9 @@ def _peak_memory(client: NotebookClient) -> float | None:
     """Ask the kernel, after its last cell, for its highest resident memory in MB."""
     ask = client.kc.execute("", store_history=False, user_expressions={"peak": PEAK_MEMORY})
     try:
-        while True:
-            reply = client.kc.get_shell_msg(timeout=10)
-            if reply["parent_header"].get("msg_id") == ask:
-                value = reply["content"]["user_expressions"]["peak"]
-                return float(value["data"]["text/plain"])
-    except Exception:  # a kernel without the library: the run itself was fine
+        reply = client.wait_for_reply(ask)
+        return float(reply["content"]["user_expressions"]["peak"]["data"]["text/plain"])
+    except (KeyError, TypeError, ValueError):  # the kernel lacks the library: the run was fine
         return None
 
 

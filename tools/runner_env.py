@@ -7,6 +7,7 @@ environment wins. The numbers do not depend on the machine: results then do not 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from tools.repo_name import ROOT
 
@@ -29,3 +30,4 @@ def apply(settings: dict[str, str]) -> None:
     """Set each variable that is not set yet. Call it before torch or numba is imported."""
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    Path(os.environ["IPYTHONDIR"]).mkdir(parents=True, exist_ok=True)
