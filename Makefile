@@ -36,6 +36,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 notebooks: $(STAMP)  ## make the notebooks from notebooks/src, executed (NB=01: one of them)
 	$(PY) -m tools.notebooks $(NB)
+	$(PY) -m tools.pictures
 
 bench: $(STAMP)  ## run all benchmarks and rewrite BENCHMARKS.md
 	$(PY) -m gsgen_lib.cli bench all --save

@@ -15,8 +15,8 @@ from collections.abc import Callable
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("gsgen_lib.doctor", "doctor", "what can this machine run?"),
     "data build": ("gsgen_lib.data.sweethome", "build", "rebuild the shipped objects"),
-    "data render": ("gsgen_lib.data.render_folder", "render_folder", "render your own meshes"),
-    "view": ("gsgen_lib.viz.view", "view_scene", "look at a splat file"),
+    "data render": ("gsgen_lib.data.prerender", "render_folder", "render your own meshes"),
+    "view": ("gsgen_lib.viz", "view_scene", "look at a splat file"),
     "bench": ("gsgen_lib.bench", "command", "run a benchmark (--list names them)"),
 }
 
