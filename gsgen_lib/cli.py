@@ -72,7 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
         return function(rest)
     import tyro
 
-    result = tyro.cli(function, prog=f"gsgen {words}", args=rest)
+    positional = (tyro.conf.PositionalRequiredArgs,)  # arguments without a default come without --name
+    try:
+        result = tyro.cli(function, prog=f"gsgen {words}", args=rest, config=positional)
+    except (ValueError, OSError) as error:  # wrong input: the message says what, a traceback would hide it
+        print(f"gsgen {words}: {error}", file=sys.stderr)
+        return 2
     return result if isinstance(result, int) else 0
 
 

@@ -52,6 +52,23 @@ def test_missing_part_is_said(monkeypatch, capsys):
     assert "lacks something" in capsys.readouterr().err
 
 
+def greet(name: str, times: int = 1) -> str:
+    """Greet somebody."""
+    if times < 1:
+        raise ValueError(f"times: got {times}, wanted at least 1")
+    print(f"hello {name} " * times)
+    return "not an exit code"
+
+
+def test_arguments_without_default_are_positional_and_wrong_input_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "greet", (__name__, "greet", "greet"))
+    monkeypatch.setattr(cli, "function_of", lambda words: greet)
+    assert cli.main(["greet", "you", "--times", "2"]) == 0
+    assert capsys.readouterr().out.strip() == "hello you hello you"
+    assert cli.main(["greet", "you", "--times", "0"]) == 2
+    assert capsys.readouterr().err == "gsgen greet: times: got 0, wanted at least 1\n"
+
+
 def test_doctor_is_content_here(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out

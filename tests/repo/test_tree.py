@@ -69,10 +69,15 @@ def test_library_file(path):
     assert global_seeds(code) == []
 
 
+# Reads one archive of known SHA-256, once, with an unpickler that refuses everything but arrays.
+MAY_UNPICKLE = ("tools/convert_lpips.py",)
+
+
 def test_no_unpickling_anywhere():
     for path in project_files():
+        relative = path.relative_to(ROOT)
         # tests may write a pickle to see it refused
-        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests":
+        if path.suffix == ".py" and relative.parts[0] != "tests" and relative.as_posix() not in MAY_UNPICKLE:
             assert unsafe_calls(path.read_text(encoding="utf-8")) == [], path
 
 
