@@ -109,6 +109,8 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
 
     if g.sh_degree is None:
         colors = g.colors[:, None]  # (B, 1, N, 3), shared by the views
+    elif engine == "gsplat":
+        colors = g.colors  # it has a kernel of its own for spherical harmonics
     else:
         directions = g.means[:, None] - cams.centers[:, :, None]  # (B, V, N, 3)
         colors = eval_sh(g.colors[:, None], directions)  # (B, V, N, 3)

@@ -56,8 +56,9 @@ def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tens
     p = project(g, cams, **options)
     info = RenderInfo("reference", p.radii)
     if p.means2d.requires_grad:
-        def keep_norm(grad: Tensor) -> None:
-            info.grad_norm2d = grad.detach().norm(dim=-1)
+        def keep_norm(grad: Tensor | None) -> None:
+            if grad is not None:
+                info.grad_norm2d = grad.detach().norm(dim=-1).reshape(info.radii.shape[:-1])
         p.means2d.register_hook(keep_norm)
     features = torch.cat([colors.expand(*p.depths.shape, 3), p.depths[..., None]], -1)  # (B, V, N, 4)
 
@@ -70,6 +71,8 @@ def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tens
             one = [x[b, v, order] for x in (p.means2d, p.conics, p.opacities, features)]
             images.append(_render_image(*one, p.radii[b, v, order], H, W))
     image = torch.stack(images).reshape(B, V, H, W, 5)
+    # Sums over nothing: they add 0, and keep a gradient (of zeros) where no Gaussian is visible at all.
+    image = image + sum(x[..., :0].sum() for x in (p.means2d, p.conics, p.opacities, features))
     return image[..., :3], 1 - image[..., 4:], image[..., 3:4], info
 
 

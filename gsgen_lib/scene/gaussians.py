@@ -184,9 +184,10 @@ class Gaussians:
         """Pick scenes of a batch: `batch[0]`, `batch[2:5]`. To pick Gaussians within a scene use `select`."""
         if not self.batch_shape:
             raise IndexError("this is one scene without batch dimensions; use select(...) to pick Gaussians")
-        picked = self.means[..., 0, 0][index] if self.num else self.means.sum((-1, -2))[index]
-        if picked.ndim > len(self.batch_shape):
-            raise IndexError(f"index {index!r}: wanted to index only the batch dimensions {self.batch_shape}")
+        try:  # on the batch dimensions alone, so that an index never reaches into N
+            torch.empty(()).expand(self.batch_shape)[index]
+        except IndexError as error:
+            raise IndexError(f"index {index!r}: {error}; only the batch dimensions {self.batch_shape} can be indexed") from None
         return self.map(lambda x: x[index])
 
     def select(self, index: Tensor) -> Gaussians:

@@ -47,7 +47,7 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> Path:
     opacity = g.opacities.clamp(OPACITY_EPS, 1 - OPACITY_EPS)
     columns = torch.cat([
         g.means, torch.zeros_like(g.means), sh[:, 0],
-        sh[:, 1:].transpose(1, 2).reshape(g.num, -1),  # (N, K-1, 3) -> (N, 3, K-1) -> channel-major
+        sh[:, 1:].transpose(1, 2).flatten(1),  # (N, K-1, 3) -> (N, 3, K-1) -> channel-major
         torch.logit(opacity)[:, None], g.scales.clamp_min(SCALE_MIN).log(), g.quats], 1).float().numpy()
     names = _property_names(sh.shape[1])
     table = np.empty(g.num, dtype=[(name, "<f4") for name in names])
