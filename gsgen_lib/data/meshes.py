@@ -247,7 +247,7 @@ def _read_part(geometry, transform, suffix) -> dict:
     if visual.kind == "texture":
         part["material"] = _read_material(visual.material)
         if visual.uv is not None and len(visual.uv) == len(vertices):
-            part["uv"] = np.nan_to_num(np.asarray(visual.uv, dtype=np.float32)[faces])
+            part["uv"] = np.nan_to_num(np.asarray(visual.uv, dtype=np.float32), posinf=0.0, neginf=0.0)[faces]
         vertex_colors = visual.vertex_attributes.get("color") if hasattr(visual, "vertex_attributes") else None
     elif visual.kind == "face":
         part["colors"] = np.repeat(visual.face_colors[:, None] / 255.0, 3, axis=1)

@@ -174,7 +174,7 @@ def save_object(root: str | Path, meta: dict, images, points, normals, colors, g
             raise ValueError(f"{name}: wanted (n, 3) within [{low}, {abs(low or 1)}], got {x.shape} in [{x.min()}, {x.max()}]")
     images[images[..., 3] == 0] = 0
     sheet = io.BytesIO()
-    Image.fromarray(_lay_sheet(images)).save(sheet, format="WEBP", lossless=True, quality=100, method=6, exact=True)
+    Image.fromarray(_lay_sheet(images)).save(sheet, format="WEBP", lossless=True, quality=100, method=5, exact=True)
     cloud = io.BytesIO()
     np.savez_compressed(cloud, positions=np.uint16(np.clip(np.round((points + 0.5) * 65535), 0, 65535)),
                         normals=np.int8(np.round(normals * 127)), colors=np.uint8(np.clip(np.round(colors * 255), 0, 255)))

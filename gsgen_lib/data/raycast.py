@@ -8,7 +8,7 @@ Where the surface is see-through (opacity a_i < 1) the ray goes on to the next s
 
 which is the same "over" compositing that splats use. At most `layers` surfaces are followed.
 
-Light. s(n) = 0.65 n_x^2 + 1.0 n_y^2 + 0.85 n_z^2 multiplies the sRGB colour: faces turned up or down
+Light. s(n) = 0.60 n_x^2 + 0.95 n_y^2 + 0.78 n_z^2 multiplies the sRGB colour: faces turned up or down
 are brightest, front and back a bit darker, the sides darkest. It depends on the surface alone, not on
 the camera, and n and -n are lit alike (two-sided). So one point has one colour in all views, which
 Gaussians with plain RGB colours can represent exactly; highlights and shadows are left out on purpose.
@@ -30,7 +30,7 @@ import numpy as np
 
 from gsgen_lib.data.meshes import Mesh
 
-LIGHT = np.array([0.65, 1.0, 0.85], dtype=np.float32)  # brightness of faces along x, y, z
+LIGHT = np.array([0.60, 0.95, 0.78], dtype=np.float32)  # brightness of faces along x, y, z
 STEP = 1e-4  # how far behind a see-through surface the ray goes on, in world units
 OPAQUE = 1 - 1 / 512  # a ray that has met this much opacity stops
 
@@ -268,6 +268,7 @@ class _Surface:
     def _bilinear(self, m, level, uv):
         """Premultiplied RGBA (N, 4) in [0, 1] of texture m (N,) at `level` (N,); repeats outside [0, 1]."""
         h, w, start = self.height[m, level], self.width[m, level], self.start[m, level]
+        uv = uv - np.floor(uv)
         x, y = uv[:, 0] * w - np.float32(0.5), (1 - uv[:, 1]) * h - np.float32(0.5)
         x0, y0 = np.floor(x), np.floor(y)
         fx, fy = (x - x0)[:, None], (y - y0)[:, None]
