@@ -20,6 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 was not found. Install one of them, or say"; \
 		echo "where it is: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@$(PYTHON) -c "$(SUPPORTED)" || { echo "$(PYTHON) is not Python 3.11 or 3.12"; exit 1; }
+	@echo "Building $(VENV) from requirements.lock: some minutes, once."
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .

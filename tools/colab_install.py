@@ -26,9 +26,9 @@ contourpy cycler fonttools kiwisolver pyparsing python-dateutil llvmlite typer
 
 # What the course needs besides.
 NEEDED = """
-accelerate diffusers docstring-parser einops embreex gsplat ipywidgets jaxtyping
-jupyterlab-widgets lightning-utilities ninja numba plotly plyfile safetensors scikit-image
-torchmetrics transformers trimesh typeguard tyro wadler-lindig
+accelerate anywidget diffusers docstring-parser einops embreex gsplat ipywidgets jaxtyping
+jupyterlab-widgets lightning-utilities mapbox-earcut ninja numba plotly plyfile psygnal safetensors
+scikit-image torchmetrics transformers trimesh typeguard tyro wadler-lindig
 """.split()
 
 

@@ -1,7 +1,8 @@
 """Write requirements.lock: exact pins of everything, for every platform.
 
     python -m pip install uv
-    python -m tools.lock
+    python -m tools.lock              keeps the pins that still fit
+    python -m tools.lock --upgrade    takes the newest releases
 
 uv resolves pyproject.toml (core + course + dev) once for Linux, macOS and Windows
 and Python 3.11 and 3.12; where a package is for one of them only, its line carries
@@ -52,10 +53,13 @@ def main() -> None:
         command += ["--constraint", str(constraint), "--no-header", "--no-annotate"]
         for extra in EXTRAS:
             command += ["--extra", extra]
-        resolved = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if resolved.returncode:
-        sys.exit(resolved.stderr)
-    pins = without_cuda(resolved.stdout.splitlines())
+        output = Path(folder) / "resolved.txt"  # what it holds already is kept where it still fits
+        if "--upgrade" not in sys.argv and LOCK.is_file():
+            output.write_text(LOCK.read_text(encoding="utf-8"), encoding="utf-8")
+        run = subprocess.run([*command, "-o", str(output)], cwd=ROOT, capture_output=True, text=True)
+        if run.returncode:
+            sys.exit(run.stderr)
+        pins = without_cuda(output.read_text(encoding="utf-8").splitlines())
     LOCK.write_text(HEADER + "\n".join(pins) + "\n")
     print(f"{LOCK.name}: {len(pins)} packages")
 

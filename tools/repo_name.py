@@ -26,8 +26,8 @@ def repo_name(root: Path = ROOT) -> str:
 def colab_badge(notebook: str, repo: str) -> str:
     """Markdown of the badge that opens ``notebook`` (a path in the repository) on Colab.
 
-    >>> colab_badge("notebooks/00.ipynb", "me/fork")[-70:]
-    'search.google.com/github/me/fork/blob/main/notebooks/00.ipynb)'
+    >>> colab_badge("notebooks/00.ipynb", "me/fork").split("/github/")[1]
+    'me/fork/blob/main/notebooks/00.ipynb)'
     """
     target = f"https://colab.research.google.com/github/{repo}/blob/main/{notebook}"
     return f"[![Open in Colab]({BADGE_IMAGE})]({target})"
