@@ -1,0 +1,1 @@
+"""One file per system; each reads top to bottom like its notebook."""
