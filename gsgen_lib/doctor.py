@@ -80,6 +80,8 @@ def _engine() -> Finding:
         torch = importlib.import_module("torch")
         library = importlib.import_module("gsgen_lib")
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            print("Drawing one Gaussian; at first use gsplat compiles its kernels, which takes minutes.", flush=True)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             one = library.Gaussians.random(1, generator=torch.Generator().manual_seed(0)).to(device)

@@ -74,6 +74,11 @@ def solutions_path(source: Path, notebooks: Path = NOTEBOOKS) -> Path:
     return notebooks / "solutions" / f"{source.stem}_solutions.ipynb"
 
 
+def committed(notebooks: Path = NOTEBOOKS) -> list[Path]:
+    """All lessons and solutions that lie in the notebooks' folders (no checkpoints of an editor)."""
+    return sorted(notebooks.glob("*.ipynb")) + sorted((notebooks / "solutions").glob("*.ipynb"))
+
+
 def read_source(source: Path) -> list[NotebookNode]:
     """The cells of a source, each with its deterministic id."""
     cells = jupytext.read(source, fmt="py:percent").cells

@@ -93,8 +93,8 @@ def test_pages_are_readable_offline(course_run):
 
 def nbval(path):
     """Exit code and output of comparing one notebook's outputs with a new run."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", path.parent]
-    command += ["--nbval-lax", "--nbval-current-env", path]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["--rootdir", path.parent, "--nbval-lax", "--nbval-current-env", path]
     run = subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
     return run.returncode, run.stdout
 

@@ -86,7 +86,8 @@ def test_every_saved_result_has_its_script_and_origin():
 
 def test_gpu_session_ends_steps_in_time_and_reports(capsys, monkeypatch):
     assert all(step.budget < 600 for step in gpu_session.STEPS)
-    slow = gpu_session.run_step(gpu_session.Step("slow", ("-c", "print('hi', flush=True); import time; time.sleep(60)"), 2))
+    sleeper = "print('hi', flush=True); import time; time.sleep(60)"
+    slow = gpu_session.run_step(gpu_session.Step("slow", ("-c", sleeper), 2))
     assert slow["timed_out"] and slow["rc"] == 124 and "hi" in slow["result"]
     failed = gpu_session.run_step(gpu_session.Step("failed", ("-c", "1 / 0"), 60))
     assert failed["rc"] == 1 and "ZeroDivisionError" in failed["result"]

@@ -41,7 +41,8 @@ def test_every_subcommand_is_a_documented_function_with_help(words, capsys):
 
 
 def test_subcommands_are_imported_only_when_asked_for():
-    code = "import sys, gsgen_lib.cli as c; c.main(['--help']); print([m for m in sys.modules if 'tyro' in m or 'doctor' in m])"
+    code = "import sys, gsgen_lib.cli as c; c.main(['--help']); "
+    code += "print([m for m in sys.modules if 'tyro' in m or 'doctor' in m])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "[]", run.stdout + run.stderr
 

@@ -137,7 +137,7 @@ def test_on_an_own_machine_the_cell_installs_nothing(tmp_path):
 
 
 def test_badges_and_setup_cells_agree_with_the_repository():
-    notebooks = sorted(notebook_source.NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb"))
+    notebooks = notebook_source.committed()
     assert notebooks
     for path in notebooks:
         text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)

@@ -46,7 +46,7 @@ def test_gpu_engine_is_the_same_in_both_extras():
     assert set(EXTRAS["gpu"]) <= set(EXTRAS["dev"])
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m['sys_platform']}-{m['platform_machine']}-{m['python_version']}")
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m['platform_system']}-{m['python_version']}")
 def test_lock_holds_what_is_asked_for_on_each_machine(machine):
     pins = locked(machine)
     for text in PROJECT["dependencies"] + EXTRAS["course"] + EXTRAS["dev"]:

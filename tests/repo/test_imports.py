@@ -28,7 +28,8 @@ PARENT = """
 import importlib, json, os, socket, sys, traceback
 sys.path.insert(0, os.getcwd())
 heavy = sys.argv[2].split(",")
-import numpy, numba, torch
+for name in filter(None, sys.argv[3].split(",")):
+    importlib.import_module(name)
 
 def refuse(*arguments, **options):
     raise OSError("network used while importing")
@@ -43,7 +44,7 @@ for module in sys.argv[1].split(","):
         before = set(sys.modules)
         try:
             importlib.import_module(module)
-            cuda = torch.cuda.is_initialized()
+            cuda = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
             loaded = {name.split(".")[0] for name in set(sys.modules) - before}
             word = ",".join(sorted(loaded & set(heavy))) + (",CUDA" if cuda else "")
             answer = "loads " + word if word else "ok"
@@ -65,9 +66,9 @@ def bare_environment():
     return environment | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def import_each(modules, folder):
+def import_each(modules, folder, preload=("numpy", "numba", "torch")):
     """{module: "ok" | what went wrong}, each imported in a process of its own."""
-    command = [sys.executable, "-c", PARENT, ",".join(modules), ",".join(HEAVY)]
+    command = [sys.executable, "-c", PARENT, ",".join(modules), ",".join(HEAVY), ",".join(preload)]
     run = subprocess.run(command, cwd=folder, env=bare_environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -95,7 +96,7 @@ def test_the_rule_bites(tmp_path):
     }
     for name, body in bodies.items():
         (package / f"{name}.py").write_text(body, encoding="utf-8")
-    answers = import_each([f"probe.{name}" for name in ("good", "heavy", "network", "order", "broken")], tmp_path)
+    answers = import_each([f"probe.{name}" for name in ("good", "heavy", "network", "order", "broken")], tmp_path, ())
     assert answers["probe.good"] == "ok"
     assert answers["probe.heavy"] == "loads matplotlib"
     assert "network used" in answers["probe.network"]

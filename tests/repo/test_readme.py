@@ -73,8 +73,9 @@ def test_every_target_that_a_reader_needs_has_plain_commands():
 
 
 def test_the_comparison_bites():
-    assert python_commands(["$(PY) -m tools.course $(NB)"]) == python_commands([r".venv\Scripts\python -m tools.course"])
-    assert python_commands(["$(PY) -m tools.course"]) != python_commands([r".venv\Scripts\python -m tools.curse"])
+    plain = python_commands([r".venv\Scripts\python -m tools.course"])
+    assert python_commands(["$(PY) -m tools.course $(NB)"]) == plain
+    assert python_commands(["$(PY) -m tools.curse $(NB)"]) != plain
     assert makefile_targets("a: b  ## c\n\t@one \\\n\t two\nX = 1\n") == {"a": ["one two"]}
 
 
@@ -133,7 +134,8 @@ def test_marked_python_runs(code, tmp_path):
     (tmp_path / "build").mkdir()
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-W", "error::UserWarning", "example.py"]
-    run = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for line in code.splitlines():  # what a comment behind a print promises is what it prints
         said = re.search(r"^print\(.*\)  # (.*)", line)
@@ -150,8 +152,8 @@ def test_links_and_pictures_exist():
 
 
 def test_readme_has_its_parts_in_order():
-    wanted = ["What you will build", "Two commands", "On Colab", "On a GPU", "Using the library", "Map of the repository",
-              "How to cite"]  # fmt: skip
+    wanted = ["What you will build", "Two commands", "On Colab", "On a GPU", "Using the library"]
+    wanted += ["Map of the repository", "How to cite"]
     assert re.findall(r"^## (.*)", README, re.M) == wanted
 
 

@@ -21,7 +21,8 @@ def unsafe_calls(code: str) -> list[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [f"line {node.lineno}: imports {n}" for n in names if n in ("pickle", "dill", "cloudpickle", "joblib")]
+            unsafe = {"pickle", "dill", "cloudpickle", "joblib"}.intersection(names)
+            found += [f"line {node.lineno}: imports {name}" for name in sorted(unsafe)]
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
