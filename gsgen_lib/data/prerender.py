@@ -142,7 +142,8 @@ def describe(name: str, colors: np.ndarray) -> str:
     order = np.argsort(-counts, kind="stable")
     words = [str(names[i]) for i in order[:2] if i == order[0] or counts[i] >= 0.2 * len(colors)]
     noun = name[0].lower() + name[1:] if name[1:2].islower() else name
-    phrase = " ".join([" and ".join(words), noun])
+    words = [w for w in words if w not in noun.lower().split()]  # not "a red red box"
+    phrase = " ".join([" and ".join(words), noun]).strip()
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -207,12 +208,12 @@ def _make_ids(files: list[Path], folder: Path) -> list[str]:
 
 
 def _readable(stem: str) -> str:
-    """'old_garden-chair01' -> 'old garden chair'.
+    """'Old_garden-chair01' -> 'old garden chair'.
 
-    >>> _readable("old_garden-chair01")
+    >>> _readable("Old_garden-chair01")
     'old garden chair'
     """
-    return " ".join("".join(c if c.isalpha() else " " for c in stem).split()) or "object"
+    return " ".join("".join(c if c.isalpha() else " " for c in stem.lower()).split()) or "object"
 
 
 def _already_there(out: Path, id: str, digest: str, size: int, views: int) -> dict | None:
