@@ -4,9 +4,11 @@ Each script `benchmarks/NAME.py` has a function `main(...) -> dict` whose typed 
 command-line options. It returns
 
     {"name": str, "rows": [{column: value, ...}, ...],
-     "bars": [{"id": str, "value": number, "bar": number, "ok": bool}, ...]}
+     "bars": [{"id": str, "value": number, "bar": number, "ok": bool}, ...],
+     "note": str}                                                              (optional)
 
-rows are what was measured, bars what was promised and whether it holds. `machine` is added here.
+rows are what was measured, bars what was promised and whether it holds, note what a reader must
+know beside the table (how PSNR is averaged, say). `machine` is added here.
 With --save the result goes to benchmarks/results/NAME.json together with the commit and the
 command that made it; `python -m tools.benchmarks_md` turns these files into BENCHMARKS.md.
 """
@@ -105,7 +107,7 @@ def show(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     for title, rows in (("measured", result["rows"]), ("bars", result["bars"])):
         if not rows:
             continue
@@ -114,6 +116,8 @@ def show(result: dict) -> None:
         for row in rows:
             table.add_row(*(cell(row.get(column, "")) for column in columns))
         console.print(table)
+    if result.get("note"):
+        console.print(result["note"])
     console.print(result["machine"])
 
 
