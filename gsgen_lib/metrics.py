@@ -243,7 +243,7 @@ def chamfer(a: Tensor, b: Tensor, squared: bool = False, nearest: str = "auto") 
     find = _nearest_kdtree if nearest == "kdtree" else _nearest_cdist
 
     values = []
-    for one_a, one_b in zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])):
+    for one_a, one_b in zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True):
         total = 0.0
         for source, goal in ((one_a, one_b), (one_b, one_a)):
             offset = source - goal[find(source.detach(), goal.detach())]  # (N, D)

@@ -92,7 +92,8 @@ def save_animation(frames, path, seconds: float = 3.0, alt: str = "", labels=Non
         raise ValueError(f"seconds: got {seconds}, wanted a positive number")
     images = as_images(frames, "frames")
     alt = alt or f"an animation of {len(images)} frames"
-    strip = film_strip(images, labels=labels, n=strip_length, alt=f"{alt}, as a strip of still frames")
+    strip = film_strip(images, labels=labels, n=strip_length)  # describes itself: number and labels
+    strip.alt = f"{alt}, {strip.alt}"
     pictures = [Image.fromarray((image * 255).round().astype("uint8")) for image in images]
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"quality": quality, "method": 4} if path.suffix == ".webp" else {"optimize": True}

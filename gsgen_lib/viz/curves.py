@@ -92,11 +92,11 @@ def training_curves(log, keys: Sequence[str] | None = None, title: str | None = 
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(keys):]:
             axis.axis("off")
-        for key, axis in zip(keys, axes):
+        for key, axis in zip(keys, axes, strict=False):  # an empty panel may be left
             values = []
             for name, run in runs.items():
-                points = [(r["step"], float(r[key])) for r in run if key in r]
-                steps, ys = zip(*points) if points else ((), ())
+                steps = [r["step"] for r in run if key in r]
+                ys = [float(r[key]) for r in run if key in r]
                 ys = [y if math.isfinite(y) else math.nan for y in ys]
                 values += ys
                 # A few points are dots: a line through them would suggest more than was measured.

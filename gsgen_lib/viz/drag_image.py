@@ -47,7 +47,7 @@ function render({ model, el }) {
   image.addEventListener("wheel", (event) => {
     event.preventDefault();
     const zoom = model.get("zoom") * Math.exp(-0.001 * event.deltaY);
-    model.set("zoom", Math.max(0.5, Math.min(2.5, zoom)));
+    model.set("zoom", Math.max(50, Math.min(250, zoom)));
     model.save_changes();
   }, { passive: false });
   image.addEventListener("keydown", (event) => {
@@ -66,7 +66,7 @@ export default { render };
 
 
 class DragImage(anywidget.AnyWidget):
-    """A PNG (`value`) with azimuth, elevation (degrees) and zoom, changed by mouse and keys.
+    """A PNG (`value`) with azimuth, elevation (degrees) and zoom (percent), changed by mouse and keys.
 
     >>> DragImage(azimuth=30.0).azimuth
     30.0
@@ -78,4 +78,4 @@ class DragImage(anywidget.AnyWidget):
     width = traitlets.Int(320).tag(sync=True)
     azimuth = traitlets.Float(0.0).tag(sync=True)
     elevation = traitlets.Float(0.0).tag(sync=True)
-    zoom = traitlets.Float(1.0).tag(sync=True)
+    zoom = traitlets.Float(100.0).tag(sync=True)

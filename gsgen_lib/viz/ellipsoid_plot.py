@@ -74,9 +74,10 @@ def ellipsoid_figure(gaussians: Gaussians, n: int = 200, sigmas: float = 1.5, si
     hidden = {"visible": False}
     figure.update_layout(
         width=size, height=size, margin={"l": 0, "r": 0, "t": 30, "b": 0},
-        title={"text": f"{count:,} of {gaussians.num:,} Gaussians, surfaces at {sigmas:g} σ", "font": {"size": 13, "color": INK}},
+        title={"text": f"{count:,} of {gaussians.num:,} Gaussians, surfaces at {sigmas:g} σ",
+               "font": {"size": 13, "color": INK}},
         scene={"xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "aspectmode": "data",
-               "camera": {"up": {"x": 0, "y": 1, "z": 0}, "eye": dict(zip("xyz", eye.tolist()))}})
+               "camera": {"up": {"x": 0, "y": 1, "z": 0}, "eye": dict(zip("xyz", eye.tolist(), strict=True))}})
     return figure
 
 

@@ -95,22 +95,22 @@ def compare(rows: Mapping[str, object], columns: Sequence[str] | None = None,
         if title:
             figure.suptitle(title)
         axes = figure.subplots(len(rows), count, squeeze=False)
-        for (name, panel), line in zip(panels.items(), axes):
+        for (name, panel), line in zip(panels.items(), axes, strict=True):
             if panel.ndim == 4:  # colours
-                for image, axis in zip(panel, line):
+                for image, axis in zip(panel, line, strict=True):
                     axis.imshow(image, interpolation="nearest")
             else:  # one quantity
                 low, high = limits.get(name, (np.nanmin(panel), np.nanmax(panel)))
-                for image, axis in zip(panel, line):
+                for image, axis in zip(panel, line, strict=True):
                     drawn = axis.imshow(image, interpolation="nearest", cmap=COLOR_MAP, vmin=low, vmax=high)
                 # Beside the last image, outside its axes: so all columns keep one width.
                 bar = figure.colorbar(drawn, cax=line[-1].inset_axes([1.05, 0.05, 0.06, 0.9]))
                 bar.outline.set_visible(False)
             line[0].set_ylabel(name, color=INK)
-            for axis, text in zip(line, captions.get(name, [""] * count)):
+            for axis, text in zip(line, captions.get(name, [""] * count), strict=True):
                 _bare(axis, text)
         if columns is not None:
-            for axis, text in zip(axes[0], columns):
+            for axis, text in zip(axes[0], columns, strict=True):
                 axis.set_title(text)
     return Picture(figure, alt)
 
@@ -151,9 +151,10 @@ def _panel(name: str, values) -> np.ndarray:
     if isinstance(values, (list, tuple)):
         return as_images(values, f"rows[{name!r}]")
     array = to_numpy(values, f"rows[{name!r}]", nan=True)
-    if array.ndim == 4 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 3 and array.shape[-1] not in (3, 4):
+    one_channel = array.ndim == 4 and array.shape[-1] == 1
+    if one_channel:
+        array = array[..., 0]  # (N, H, W, 1) -> (N, H, W)
+    if one_channel or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         if np.isnan(array).all():
             raise ValueError(f"rows[{name!r}]: holds no value but NaN")
         return array.astype(np.float32)

@@ -1,6 +1,6 @@
 """A live viewer in the notebook: turn the scene, the rasterizer draws every frame.
 
-    camera = orbit(azimuth, elevation, radius / zoom)  ->  rasterize  ->  PNG  ->  browser
+    camera = orbit(azimuth, elevation, 100 radius / zoom)  ->  rasterize  ->  PNG  ->  browser
 
 Each change of a slider or of the mouse draws one frame at once, inside the kernel. No thread and no
 timer is needed to stay responsive: while the kernel draws, Jupyter's widget model in the browser
@@ -25,16 +25,16 @@ from gsgen_lib.viz.animations import render_frames
 from gsgen_lib.viz.figures import film_strip
 from gsgen_lib.viz.picture import Picture
 
-ZOOM = (0.5, 2.5)  # the camera's distance is radius / zoom: from 3.6 to 0.72 at radius 1.8
+ZOOM = (50, 250)  # percent; the distance is 100 radius / zoom: from 3.6 to 0.72 at radius 1.8
 
 
 class OrbitViewer:
     """Look at a scene from all sides, live, with sliders and (with anywidget) the mouse.
 
     gaussians: one scene. size: pixels of the square image; display: its width on the page, pixels.
-    azimuth, elevation: degrees (`Cameras.orbit`); radius: world units; fov: degrees; background:
-    RGB in [0, 1]; engine: as in `rasterize`. drag: True wants the mouse (ImportError without
-    anywidget), False leaves it out, "auto" takes it if it is there.
+    azimuth, elevation: where to start, whole degrees (`Cameras.orbit`); zoom: percent; radius: world
+    units; fov: degrees; background: RGB in [0, 1]; engine: as in `rasterize`. drag: True
+    wants the mouse (ImportError without anywidget), False leaves it out, "auto" takes it if it is there.
 
     As the last line of a notebook cell it shows itself. In code: `viewer.azimuth.value = 90` turns
     it, `viewer.picture.value` holds the PNG bytes, `viewer.show(other)` changes the scene.
@@ -42,13 +42,13 @@ class OrbitViewer:
     >>> scene = Gaussians.random(50, generator=torch.Generator().manual_seed(0))
     >>> viewer = OrbitViewer(scene, size=32)
     >>> before = viewer.picture.value
-    >>> viewer.azimuth.value = 90.0
+    >>> viewer.azimuth.value = 90
     >>> viewer.picture.value != before, viewer.frames
     (True, 2)
     """
 
-    def __init__(self, gaussians: Gaussians, size: int = 128, display: int = 320, azimuth: float = 30.0,
-                 elevation: float = 15.0, zoom: float = 1.0, radius: float = 1.8, fov: float = 40.0,
+    def __init__(self, gaussians: Gaussians, size: int = 128, display: int = 320, azimuth: int = 30,
+                 elevation: int = 15, zoom: int = 100, radius: float = 1.8, fov: float = 40.0,
                  background=(1.0, 1.0, 1.0), engine: str = "auto", drag: bool | str = "auto"):
         import ipywidgets as widgets
 
@@ -56,12 +56,14 @@ class OrbitViewer:
         self.background, self.engine = background, engine
         self.frames = 0  # drawn so far
         self._quiet = False
-        common = {"readout_format": ".0f", "layout": widgets.Layout(width=f"{max(display, 280)}px")}
-        self.azimuth = widgets.FloatSlider(azimuth, min=-180, max=180, step=1, description="azimuth °", **common)
-        self.elevation = widgets.FloatSlider(elevation, min=-90, max=90, step=1, description="elevation °", **common)
-        self.zoom = widgets.FloatSlider(zoom, min=ZOOM[0], max=ZOOM[1], step=0.05, description="zoom",
-                                        **common | {"readout_format": ".2f"})
+        # Whole degrees and percent: the browser's slider gives integers back unchanged. It rounds
+        # other numbers and sends the result as if a hand had moved it, which fights with the mouse.
+        layout = widgets.Layout(width=f"{max(display, 280)}px")
+        self.azimuth = widgets.IntSlider(azimuth, min=-180, max=180, description="azimuth °", layout=layout)
+        self.elevation = widgets.IntSlider(elevation, min=-90, max=90, description="elevation °", layout=layout)
+        self.zoom = widgets.IntSlider(zoom, min=ZOOM[0], max=ZOOM[1], description="zoom %", layout=layout)
         self.sliders = {"azimuth": self.azimuth, "elevation": self.elevation, "zoom": self.zoom}
+        self.position = {name: float(slider.value) for name, slider in self.sliders.items()}
         for slider in self.sliders.values():
             slider.observe(self._on_change, names="value")
         self.picture = self._make_picture(drag, display)
@@ -69,9 +71,8 @@ class OrbitViewer:
         self.widget = widgets.VBox([self.picture, *self.sliders.values()])
 
     def camera(self) -> Cameras:
-        """The camera at the sliders' position, one view."""
-        return Cameras.orbit(1, azimuth=[self.azimuth.value], elevation=self.elevation.value,
-                             radius=self.radius / self.zoom.value, fov=self.fov, width=self.size, height=self.size)
+        """The camera of the present frame, one view."""
+        return self._cameras([self.position["azimuth"]])
 
     def show(self, gaussians: Gaussians) -> None:
         """Put another scene before the camera, for instance the next step of a fit."""
@@ -84,11 +85,8 @@ class OrbitViewer:
 
     def static(self, n: int = 6) -> Picture:
         """The static twin: n views around the scene, from the present one on."""
-        start = self.azimuth.value
-        angles = [start + 360 * i / n for i in range(n)]
-        cameras = Cameras.orbit(n, azimuth=angles, elevation=self.elevation.value,
-                                radius=self.radius / self.zoom.value, fov=self.fov, width=self.size, height=self.size)
-        images = render_frames(self.gaussians, cameras, self.background, self.engine)
+        angles = [self.position["azimuth"] + 360 * i / n for i in range(n)]
+        images = render_frames(self.gaussians, self._cameras(angles), self.background, self.engine)
         labels = [f"{angle % 360:.0f}°" for angle in angles]
         return film_strip(images, labels, n=n, alt=f"a scene of {self.gaussians.num:,} Gaussians from {n} sides, "
                                                    f"at azimuths {', '.join(labels)}")
@@ -102,20 +100,25 @@ class OrbitViewer:
     # ---- from a change to a frame ---------------------------------------------------------------
 
     def _on_change(self, change) -> None:
-        if not self._quiet:
-            self._draw()
+        """A slider moved, by hand or from code."""
+        if self._quiet:
+            return
+        self.position |= {n: float(s.value) for n, s in self.sliders.items() if s is change.owner}
+        self._draw()
 
     def _on_drag(self, change) -> None:
-        """The mouse set azimuth, elevation or zoom of the picture: the sliders follow, one frame.
+        """The mouse set azimuth, elevation or zoom of the picture: one frame, the sliders follow.
 
         One move of the mouse changes two numbers and calls this twice, with both already set: the
         second call finds nothing left to do.
         """
-        if self._quiet or all(s.value == getattr(self.picture, n) for n, s in self.sliders.items()):
+        moved = {name: getattr(self.picture, name) for name in self.sliders}
+        if self._quiet or moved == self.position:
             return
+        self.position = moved
         with self._hold():
             for name, slider in self.sliders.items():
-                slider.value = getattr(self.picture, name)
+                slider.value = round(moved[name])
         self._draw()
 
     def _draw(self) -> None:
@@ -124,9 +127,14 @@ class OrbitViewer:
         with self._hold(), self.picture.hold_sync():  # one message to the browser
             self.picture.value = png
             if self._drags:
-                for name, slider in self.sliders.items():
-                    setattr(self.picture, name, slider.value)
+                for name, value in self.position.items():
+                    setattr(self.picture, name, value)
         self.frames += 1
+
+    def _cameras(self, azimuths: list[float]) -> Cameras:
+        return Cameras.orbit(len(azimuths), azimuth=azimuths, elevation=self.position["elevation"],
+                             radius=100 * self.radius / self.position["zoom"], fov=self.fov,
+                             width=self.size, height=self.size)
 
     @contextmanager
     def _hold(self):

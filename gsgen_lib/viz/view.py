@@ -110,6 +110,7 @@ def framed(scene: Gaussians) -> tuple[Gaussians, str]:
     Scenes of the course lie in [-0.5, 0.5]^3 and stay as they are; others are centred at the median
     and scaled so that 95% of the centres lie within 0.5 of it (a few far floaters do not count).
 
+    >>> import torch
     >>> scene = Gaussians.random(100, radius=5.0, generator=torch.Generator().manual_seed(0))
     >>> small, what = framed(scene)
     >>> bool(small.means.norm(dim=-1).quantile(0.9) < 0.5), what.startswith("shown at")

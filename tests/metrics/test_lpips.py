@@ -54,7 +54,7 @@ def numpy_lpips(first, second, weights):
         return taps
 
     total = 0.0
-    for i, (f, g) in enumerate(zip(features(first), features(second)), start=1):
+    for i, (f, g) in enumerate(zip(features(first), features(second), strict=True), start=1):
         f, g = (v / (np.sqrt((v**2).sum(-1, keepdims=True)) + 1e-10) for v in (f, g))
         total += (((f - g) ** 2) * weights[f"head{i}"].double().numpy()).sum(-1).mean()
     return total

@@ -28,7 +28,7 @@ def test_psnr_per_image_equals_skimage_and_mean_is_mean_of_images():
     pred[1] = (pred[1] + 3 * target[1]) / 4  # images of unequal quality
     values = metrics.psnr(pred, target, reduction="none")
     oracle = [peak_signal_noise_ratio(t, p, data_range=1) for p, t in
-              zip(pred.double().numpy(), target.double().numpy())]
+              zip(pred.double().numpy(), target.double().numpy(), strict=True)]
     assert values.shape == (3,)
     np.testing.assert_allclose(values, oracle, atol=1e-4)
     assert metrics.psnr(pred, target).item() == pytest.approx(np.mean(oracle), abs=1e-4)
@@ -51,7 +51,7 @@ def test_ssim_equals_skimage_and_torchmetrics(noise):
     target[1] = 0.03 * target[1]  # dark: the constants c1 and c2 count
     pred[1] = 0.03 * pred[1] + 0.01
     values = metrics.ssim(pred, target, reduction="none")
-    for value, p, t in zip(values, pred.numpy(), target.numpy()):
+    for value, p, t in zip(values, pred.numpy(), target.numpy(), strict=True):
         oracle = structural_similarity(t, p, channel_axis=-1, data_range=1, gaussian_weights=True,
                                        sigma=1.5, use_sample_covariance=False)
         assert value.item() == pytest.approx(oracle, abs=1e-4)
@@ -99,7 +99,7 @@ def test_box_psnr_equals_psnr_of_the_crop():
         alpha[i, 12, 15] = 0.4  # below the threshold
         alpha[i, y0, x0] = alpha[i, y1 - 1, x1 - 1] = 0.9  # two corners span the box
     values = metrics.box_psnr(pred, target, alpha, reduction="none")
-    for value, p, t, (y0, y1, x0, x1) in zip(values, pred, target, boxes):
+    for value, p, t, (y0, y1, x0, x1) in zip(values, pred, target, boxes, strict=True):
         crop = metrics.psnr(p[y0:y1, x0:x1], t[y0:y1, x0:x1])
         assert value.item() == pytest.approx(crop.item(), abs=1e-4)
     assert abs(values[0] - metrics.psnr(pred[0], target[0])) > 1e-3
@@ -118,8 +118,8 @@ def test_alpha_iou_equals_counting():
     p[3], t[3] = 0, 0  # both empty
     p[2], t[2] = 0, 1  # disjoint
     values = metrics.alpha_iou(torch.tensor(p), torch.tensor(t), reduction="none")
-    for value, a, b in zip(values, p, t):
-        a, b = set(zip(*np.nonzero(a[..., 0] > 0.5))), set(zip(*np.nonzero(b[..., 0] > 0.5)))
+    for value, a, b in zip(values, p, t, strict=True):
+        a, b = ({tuple(pixel) for pixel in np.argwhere(x[..., 0] > 0.5)} for x in (a, b))
         assert value.item() == pytest.approx(len(a & b) / len(a | b) if a | b else 1.0, abs=1e-6)
     assert values[2] == 0 and values[3] == 1
 
@@ -141,7 +141,7 @@ def test_chamfer_equals_brute_force(nearest, squared):
     generator = np.random.default_rng(0)
     a, b = generator.random((2, 33, 3)), generator.random((2, 21, 3))
     values = metrics.chamfer(torch.tensor(a), torch.tensor(b), squared=squared, nearest=nearest)
-    for value, one_a, one_b in zip(values, a, b):
+    for value, one_a, one_b in zip(values, a, b, strict=True):
         oracle = brute_force_chamfer(one_a, one_b, 2 if squared else 1)
         assert value.item() == pytest.approx(oracle, rel=1e-9)
 
