@@ -122,9 +122,11 @@ def color_name(rgb) -> str:
         return "black"
     if saturation < 0.14:
         return "white" if value > 0.62 else "gray" if value > 0.25 else "black"
+    if 12 <= hue < 72 and saturation < (0.5 if hue < 50 else 0.35) and value > 0.66:
+        return "beige"
     if 12 <= hue < 50 and (value < 0.72 or saturation < 0.5):
-        return "beige" if value > 0.66 and saturation < 0.5 else "brown"
-    for upper, name in ((12, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"),
+        return "brown"
+    for upper, name in ((12, "red"), (40, "orange"), (68, "yellow"), (172, "green"), (255, "blue"), (290, "purple"),
                         (345, "pink"), (361, "red")):
         if hue < upper:
             return "brown" if name == "red" and value < 0.2 else name

@@ -24,7 +24,7 @@ Porter & Duff 1984 (over), Williams 1983 (mipmaps), Wald et al. 2014 (Embree).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,21 +65,28 @@ def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> 
         raise ValueError(f"supersample and layers: wanted >= 1, got {supersample} and {layers}")
     if cameras.viewmats.ndim != 3:
         raise ValueError(f"cameras: wanted viewmats (V, 4, 4), got {tuple(cameras.viewmats.shape)}")
-    scene = _Scene(mesh)
-    cameras, s = cameras.to("cpu"), supersample
+    scene, s = _Scene(mesh), supersample
+    cameras = replace(cameras, viewmats=cameras.viewmats.detach().cpu().float(), Ks=cameras.Ks.detach().cpu().float())
     v, h, w = len(cameras), cameras.height, cameras.width
-    fine = cameras.resize(s * w, s * h)
     rgba, depth, normals = (np.zeros((v, h, w, c), np.float32) for c in (4, 1, 3))
+    sides = zip(mesh.vertices.min(axis=0), mesh.vertices.max(axis=0))  # of the bounding box
+    corners = np.stack(np.meshgrid(*sides), axis=-1).reshape(8, 3)
     for i in range(v):
-        o, d = _numpy_rays(fine[i])
-        color = _trace(scene, o, d, 1.0 / float(fine.Ks[i, 1, 1]), layers)[0]
-        color = color.reshape(h, s, w, s, 4).sum(axis=1).sum(axis=2) / (s * s)  # (H s, W s, 4) -> (H, W, 4)
-        rgba[i, ..., :3] = color[..., :3] / np.maximum(color[..., 3:], 1e-8)
-        rgba[i, ..., 3] = color[..., 3]
-        o, d = _numpy_rays(cameras[i])
-        _, distance, normal = _trace(scene, o, d, 1.0 / float(cameras.Ks[i, 1, 1]), layers, geometry=True)
-        depth[i] = (distance * (d @ cameras.viewmats[i, 2, :3].numpy())).reshape(h, w, 1)
-        normals[i] = normal.reshape(h, w, 3)
+        x0, x1, y0, y1 = _pixel_box(corners, cameras, i)  # the rest of the picture stays empty
+        if x0 >= x1 or y0 >= y1:
+            continue
+        window = (i, slice(y0, y1), slice(x0, x1))
+        part = _crop(cameras[i], x0, x1, y0, y1)
+        fine = part.resize(s * part.width, s * part.height)
+        color = _trace(scene, *_numpy_rays(fine), 1.0 / float(fine.Ks[0, 1, 1]), layers)[0]
+        color = color.reshape(part.height, s, part.width, s, 4)  # (h s w s, 4) -> (h, s, w, s, 4)
+        color = color.sum(axis=1).sum(axis=2) / (s * s)  # -> (h, w, 4), premultiplied
+        rgba[window][..., :3] = color[..., :3] / np.maximum(color[..., 3:], 1e-8)
+        rgba[window][..., 3] = color[..., 3]
+        o, d = _numpy_rays(part)
+        _, distance, normal = _trace(scene, o, d, 1.0 / float(part.Ks[0, 1, 1]), layers, geometry=True)
+        depth[window] = (distance * (d @ part.viewmats[0, 2, :3].numpy())).reshape(part.height, part.width, 1)
+        normals[window] = normal.reshape(part.height, part.width, 3)
     return MeshRender(np.clip(rgba, 0, 1), depth[..., 0], normals)
 
 
@@ -152,6 +159,25 @@ def _numpy_rays(camera):
     """Origins and directions (H W, 3) float32 of one camera."""
     o, d = camera.rays()
     return tuple(np.ascontiguousarray(x.reshape(-1, 3).numpy(), dtype=np.float32) for x in (o, d))
+
+
+def _pixel_box(corners, cameras, i):
+    """Columns x0:x1 and rows y0:y1 of view i that a box with these corners (8, 3) can cover."""
+    x = corners @ cameras.viewmats[i, :3, :3].numpy().T + cameras.viewmats[i, :3, 3].numpy()
+    if x[:, 2].min() < 1e-3:  # the camera is beside or within the box
+        return 0, cameras.width, 0, cameras.height
+    u = x @ cameras.Ks[i].numpy().T
+    u = u[:, :2] / u[:, 2:]
+    (x0, y0), (x1, y1) = np.floor(u.min(axis=0)).astype(int), np.ceil(u.max(axis=0)).astype(int)
+    return max(x0, 0), min(x1, cameras.width), max(y0, 0), min(y1, cameras.height)
+
+
+def _crop(camera, x0, x1, y0, y1):
+    """The camera that sees only that window of the picture."""
+    Ks = camera.Ks.clone()
+    Ks[:, 0, 2] -= x0
+    Ks[:, 1, 2] -= y0
+    return replace(camera, Ks=Ks, width=int(x1 - x0), height=int(y1 - y0))
 
 
 def _build_embree(vertices, faces):

@@ -201,6 +201,22 @@ def test_supersampling_is_the_mean_of_finer_pixels_with_straight_alpha():
     np.testing.assert_allclose(coarse[partly][:, :3], [[LIGHT[2], 0, 0]] * partly.sum(), atol=1e-4)  # not darkened
 
 
+def test_tracing_only_the_window_of_the_object_changes_nothing(monkeypatch):
+    from gsgen_lib.data import raycast
+
+    ball = trimesh.creation.icosphere(subdivisions=2, radius=0.4)
+    mesh = Mesh(ball.vertices + [0.1, 0, 0], ball.faces)
+    cameras = Cameras.look_at([[0, 0, 2.0], [0.3, 0.2, 0.45], [0.1, 0, 0], [0, 0.1, 1.0]],
+                              [[0, 0, 0.0], [0, 0, 0.0], [1, 0, 0.0], [0.7, 0, 0.0]], width=21, height=17)
+    cameras.viewmats.requires_grad_()  # a camera under optimisation is fine
+    window = render_mesh(mesh, cameras)
+    monkeypatch.setattr(raycast, "_pixel_box", lambda corners, cameras, i: (0, 21, 0, 17))
+    full = render_mesh(mesh, cameras)
+    assert all((full.rgba[i, ..., 3] > 0).any() for i in range(4)) and not full.rgba[0, 0, 0].any()
+    for a, b in zip((window.rgba, window.depth, window.normals), (full.rgba, full.depth, full.normals)):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def test_nothing_in_view_is_empty_and_bad_arguments_are_named():
     away = Cameras.look_at((0.0, 0.0, 2.0), (0.0, 0.0, 4.0), width=8, height=6)
     out = render_mesh(square(), away)
