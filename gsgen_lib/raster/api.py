@@ -190,8 +190,9 @@ def _check_values(g: Gaussians, cams: Cameras, background: Tensor | None) -> Non
                "viewmats": cams.viewmats, "Ks": cams.Ks}
     if background is not None:
         tensors["background"] = background
-    # A sum is finite only if all its terms are: one cheap pass, and the slow search only when something is wrong.
-    sums = torch.stack([x.detach().sum(dtype=torch.float64) for x in tensors.values()])
+    # A sum is finite only if all its terms are (and may overflow even so): one cheap pass, and the search by name
+    # only when it says that something may be wrong.
+    sums = torch.stack([x.detach().sum() for x in tensors.values()])
     low, high = torch.aminmax(g.opacities.detach()) if g.opacities.numel() else (sums.new_zeros(()),) * 2
     if bool(torch.isfinite(sums).all() & (low >= 0) & (high <= 1)):
         return

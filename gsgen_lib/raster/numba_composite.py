@@ -36,6 +36,9 @@ f4 = np.float32
 MAX_ALPHA, ALPHA_MIN, T_MIN = f4(projection.MAX_ALPHA), f4(projection.ALPHA_MIN), f4(projection.T_MIN)
 ZERO, HALF, ONE = f4(0), f4(0.5), f4(1)
 SIGMA_CAP = f4(8)  # exp(-8) is far below 1/255
+# Unsigned pixel indices: a signed one would be tested for Python's negative indexing, which stops vectorisation.
+index = np.uintp
+ROW1, ROW2, ROW3, ROW4, ROW5, ROW6, ROW7 = (index(k * PIXELS) for k in range(1, 8))
 
 
 @jit()
@@ -74,16 +77,16 @@ def count_candidates(attr, radii, order, n, tiles_x, tiles_y, first, base):
     """first[i] = where the tile entries of Gaussian i begin (upper bound by bounding box). Returns the end."""
     for j in range(n):
         i = order[j]
-        x0, x1, y0, y1 = bounding_tiles(attr[i], radii[i], tiles_x, tiles_y)
+        x0, x1, y0, y1 = bounding_tiles(attr, radii, i, tiles_x, tiles_y)
         first[i] = base
         base += (x1 - x0) * (y1 - y0)
     return base
 
 
 @jit()
-def bounding_tiles(row, radius, tiles_x, tiles_y):
+def bounding_tiles(attr, radii, i, tiles_x, tiles_y):
     """Half-open tile ranges of a bounding box, clamped to the image before the cast to integers."""
-    x, y, rx, ry = row[0] + float(row[10]), row[1] + float(row[11]), float(radius[0]), float(radius[1])
+    x, y, rx, ry = attr[i, 0] + float(attr[i, 10]), attr[i, 1] + float(attr[i, 11]), float(radii[i, 0]), float(radii[i, 1])
     x0 = int(max(min(math.floor((x - rx) / TILE_W), float(tiles_x)), 0.0))
     x1 = int(max(min(math.floor((x + rx) / TILE_W) + 1, float(tiles_x)), float(x0)))
     y0 = int(max(min(math.floor((y - ry) / TILE_H), float(tiles_y)), 0.0))
@@ -110,7 +113,7 @@ def bin_tiles(start, stop, attr, radii, order, tiles_x, tiles_y, first, count, e
         x_max = math.sqrt(2 * tau * cov_xx)
         slope, width2 = m * c / cov_xx, c * inv_A / cov_xx  # dy given dx: mean -slope dx, variance width2
         top = -m * y_max  # dx at the ellipse's largest dy
-        x0, x1, y0, y1 = bounding_tiles(attr[i], radii[i], tiles_x, tiles_y)
+        x0, x1, y0, y1 = bounding_tiles(attr, radii, i, tiles_x, tiles_y)
         k = first[i]
         for tx in range(x0, x1):
             left = max(tx * TILE_W + 0.5 - x, -x_max)
@@ -203,27 +206,26 @@ def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, en
                 break
             visited += 1
             k = entries[e]
-            row = attr[image, entry_gaussian[k]]
-            mx, my = row[0] - left + row[10], row[1] - top + row[11]
-            h, m, q, o = row[2], row[3], row[4], row[5]
-            r, g, b, z = row[6], row[7], row[8], row[9]
-            begin, end = entry_rows[k] // 256 * TILE_W, entry_rows[k] % 256 * TILE_W
-            v = s[begin:]
-            for p in range(end - begin):
-                dx, dy = v[p] - mx, v[PIXELS + p] - my
+            i = entry_gaussian[k]
+            mx, my = attr[image, i, 0] - left + attr[image, i, 10], attr[image, i, 1] - top + attr[image, i, 11]
+            h, m, q, o = attr[image, i, 2], attr[image, i, 3], attr[image, i, 4], attr[image, i, 5]
+            r, g, b, z = attr[image, i, 6], attr[image, i, 7], attr[image, i, 8], attr[image, i, 9]
+            begin, end = index(entry_rows[k] // 256 * TILE_W), index(entry_rows[k] % 256 * TILE_W)
+            for p in range(begin, end):
+                dx, dy = s[p] - mx, s[ROW1 + p] - my
                 slanted = dx + m * dy
                 sigma = min(h * slanted * slanted + q * dy * dy, SIGMA_CAP)
                 a = min(MAX_ALPHA, o * exp_neg(sigma))
-                T = v[2 * PIXELS + p]
+                T = s[ROW2 + p]
                 T_next = T * (ONE - a)
                 hit = a >= ALPHA_MIN
                 ok = hit & (T_next > T_MIN)
                 w = T * a if ok else ZERO
-                v[3 * PIXELS + p] += w * r
-                v[4 * PIXELS + p] += w * g
-                v[5 * PIXELS + p] += w * b
-                v[6 * PIXELS + p] += w * z
-                v[2 * PIXELS + p] = T_next if ok else (-abs(T) if hit else T)
+                s[ROW3 + p] += w * r
+                s[ROW4 + p] += w * g
+                s[ROW5 + p] += w * b
+                s[ROW6 + p] += w * z
+                s[ROW2 + p] = T_next if ok else (-abs(T) if hit else T)
         used[t] = visited
         for y in range(ty * TILE_H, min((ty + 1) * TILE_H, height)):
             for x in range(tx * TILE_W, min((tx + 1) * TILE_W, width)):
@@ -258,32 +260,31 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                                      + depth[image, y, x] * vz - (ONE - alpha[image, y, x]) * v_alpha[image, y, x])
         for e in range(tile_range[t], tile_range[t] + used[t]):
             k = entries[e]
-            row = attr[image, entry_gaussian[k]]
-            mx, my = row[0] - left + row[10], row[1] - top + row[11]
-            h, m, q, o = row[2], row[3], row[4], row[5]
-            r, g, b, z = row[6], row[7], row[8], row[9]
-            begin, end = entry_rows[k] // 256 * TILE_W, entry_rows[k] % 256 * TILE_W
-            v = s[begin:]
+            i = entry_gaussian[k]
+            mx, my = attr[image, i, 0] - left + attr[image, i, 10], attr[image, i, 1] - top + attr[image, i, 11]
+            h, m, q, o = attr[image, i, 2], attr[image, i, 3], attr[image, i, 4], attr[image, i, 5]
+            r, g, b, z = attr[image, i, 6], attr[image, i, 7], attr[image, i, 8], attr[image, i, 9]
+            begin, end = index(entry_rows[k] // 256 * TILE_W), index(entry_rows[k] % 256 * TILE_W)
             S0, Sx, Sy, Sxx, Sxy, Syy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             vr, vg, vb, vz = ZERO, ZERO, ZERO, ZERO
-            for p in range(end - begin):
-                dx, dy = v[p] - mx, v[PIXELS + p] - my
+            for p in range(begin, end):
+                dx, dy = s[p] - mx, s[ROW1 + p] - my
                 slanted = dx + m * dy
                 sigma = min(h * slanted * slanted + q * dy * dy, SIGMA_CAP)
                 a_free = o * exp_neg(sigma)
                 a = min(MAX_ALPHA, a_free)
-                T = v[2 * PIXELS + p]
+                T = s[ROW2 + p]
                 T_next = T * (ONE - a)
                 hit = a >= ALPHA_MIN
                 ok = hit & (T_next > T_MIN)
                 w = T * a if ok else ZERO
-                gr, gg, gb, gz = v[3 * PIXELS + p], v[4 * PIXELS + p], v[5 * PIXELS + p], v[6 * PIXELS + p]
+                gr, gg, gb, gz = s[ROW3 + p], s[ROW4 + p], s[ROW5 + p], s[ROW6 + p]
                 cv = r * gr + g * gg + b * gb + z * gz
-                R = v[7 * PIXELS + p] - w * cv
+                R = s[ROW7 + p] - w * cv
                 d_alpha = T * cv - R / (ONE - a)
                 u = -a * d_alpha if ok & (a_free <= MAX_ALPHA) else ZERO
-                v[7 * PIXELS + p] = R
-                v[2 * PIXELS + p] = T_next if ok else (-abs(T) if hit else T)
+                s[ROW7 + p] = R
+                s[ROW2 + p] = T_next if ok else (-abs(T) if hit else T)
                 vr += w * gr
                 vg += w * gg
                 vb += w * gb
@@ -294,6 +295,5 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 Sxx += u * dx * dx
                 Sxy += u * dx * dy
                 Syy += u * dy * dy
-            out = grads[k]
-            out[0], out[1], out[2], out[3], out[4], out[5] = S0, Sx, Sy, Sxx, Sxy, Syy
-            out[6], out[7], out[8], out[9] = vr, vg, vb, vz
+            grads[k, 0], grads[k, 1], grads[k, 2], grads[k, 3], grads[k, 4], grads[k, 5] = S0, Sx, Sy, Sxx, Sxy, Syy
+            grads[k, 6], grads[k, 7], grads[k, 8], grads[k, 9] = vr, vg, vb, vz

@@ -21,7 +21,9 @@ from gsgen_lib.raster.numba_setup import chunks, run_parallel
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 
-CHUNKS = 16  # pieces per step; fixed, so that sums do not depend on the number of threads
+# Pieces per step: enough to keep threads busy, large enough to be worth a call (about 10 microseconds). They do not
+# depend on the number of threads, so neither do sums.
+CHUNKS, LEAST_GAUSSIANS, LEAST_TILES = 16, 256, 8
 
 
 def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
@@ -73,7 +75,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     radii = np.empty((B, V, N, 2), np.int32)
     run_parallel(npj.project_forward, [
         (a, b, means, quats, scales, opacities, colors, viewmats, Ks, float(width), float(height), float(near), float(far),
-         float(eps2d), float(radius_clip), antialiased, attr, radii) for a, b in chunks(B * N, CHUNKS)])
+         float(eps2d), float(radius_clip), antialiased, attr, radii) for a, b in chunks(B * N, CHUNKS, LEAST_GAUSSIANS)])
     attr, radii = attr.reshape(M, N, npj.ATTR), radii.reshape(M, N, 2)
 
     # Depth order of each image, then room for its (Gaussian, tile) entries: an upper bound from the bounding boxes.
@@ -92,7 +94,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     entry_tile, entry_rows, entry_gaussian = (np.empty(total, np.int32) for _ in range(3))
 
     # Counting sort into tiles, in parallel: histogram per chunk, running offsets, scatter.
-    pieces = [(m, a, b) for m in range(M) for a, b in chunks(int(visible[m]), max(1, CHUNKS // M))]
+    pieces = [(m, a, b) for m in range(M) for a, b in chunks(int(visible[m]), max(1, CHUNKS // M), LEAST_GAUSSIANS)]
     histogram = np.zeros((len(pieces), tiles), np.int64)
     run_parallel(nc.bin_tiles, [
         (a, b, attr[m], radii[m], order[m], tiles_x, tiles_y, first[m], count[m], entry_tile, entry_rows, entry_gaussian,
@@ -107,7 +109,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     used = np.empty(M * tiles, np.int64)
     run_parallel(nc.composite_forward, [
         (a, b, attr, entries, tile_range, entry_gaussian, entry_rows, rgb, depth, alpha, used)
-        for a, b in chunks(M * tiles, 2 * CHUNKS)])
+        for a, b in chunks(M * tiles, 2 * CHUNKS, LEAST_TILES)])
     return dict(attr=attr, radii=radii, first=first, count=count, entries=entries, tile_range=tile_range,
                 entry_gaussian=entry_gaussian, entry_rows=entry_rows, rgb=rgb, depth=depth, alpha=alpha, used=used)
 
@@ -142,16 +144,16 @@ def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarr
     run_parallel(nc.composite_backward, [
         (a, b, state["attr"], state["entries"], state["tile_range"], entry_gaussian, entry_rows, state["used"],
          state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, grads)
-        for a, b in chunks(len(state["used"]), 2 * CHUNKS)])
+        for a, b in chunks(len(state["used"]), 2 * CHUNKS, LEAST_TILES)])
 
     v_means, v_quats, v_scales, v_opacities, v_colors = (np.zeros_like(x) for x in (means, quats, scales, opacities, colors))
-    pieces = chunks(B * N, CHUNKS)
+    pieces = chunks(B * N, CHUNKS, LEAST_GAUSSIANS)
     v_views = np.zeros((len(pieces), B, V, 3, 4))
     grad_norm2d = np.zeros((B, V, N), np.float32)
     attr, first, count = (state[k].reshape(B, V, N, *state[k].shape[2:]) for k in ("attr", "first", "count"))
     run_parallel(npj.project_backward, [
         (a, b, means, quats, scales, opacities, viewmats, Ks, float(W), float(H), float(options["eps2d"]),
-         options["antialiased"], attr, grads, first, count, v_means, v_quats, v_scales, v_opacities, v_colors, v_views[i],
+         options["antialiased"], attr, grads, first, count, v_means, v_quats, v_scales, v_opacities, v_colors, v_views, i,
          grad_norm2d) for i, (a, b) in enumerate(pieces)])
     v_viewmats = np.zeros_like(viewmats)
     v_viewmats[..., :3, :] = v_views.sum(0)

@@ -2,14 +2,14 @@
 
 The same equations as `projection.py`, one Gaussian at a time in float64 registers, without temporaries:
 
-    t = R mu + t_w      m = (fx x/z + cx, fy y/z + cy)      T = J R       cov = T Sigma T^T + eps2d I
-    Sigma = M M^T       M = R_q diag(s)                     conic = cov^-1 = (A, B, C)
+    (x, y, z) = R mu + t    mean2d = (fx x/z + cx, fy y/z + cy)    T = J R    cov = T Sigma T^T + eps2d I
+    Sigma = M M^T           M = R_q diag(s)                        conic = cov^-1 = (A, B, C)
 
 Derivatives, by hand (v_x stands for dL/dx; G = dL/d cov as a symmetric matrix):
 
     G      = -conic [[v_A, v_B/2], [v_B/2, v_C]] conic        (d X^-1 = -X^-1 dX X^-1)
     v_T    = 2 G T Sigma          v_Sigma = T^T G T           v_M = 2 v_Sigma M
-    v_J    = v_T R^T              v_R    += J^T v_T + v_t mu^T
+    v_J    = v_T R^T              v_R    += J^T v_T + v_xyz mu^T
 
 attr holds the row of ATTR numbers that compositing needs for a Gaussian in a view; an opacity of 0 marks it as culled.
 With cov = [[a, b], [b, c]] the exponent is stored as a sum of squares, which keeps its precision for long thin splats:
@@ -37,12 +37,12 @@ def quat_rotation(w, x, y, z):
 
 
 @jit()
-def sigma_world(q, s):
-    """Rotation entries, 1/|q| and the six numbers of Sigma = M M^T for one Gaussian."""
-    q0, q1, q2, q3 = float(q[0]), float(q[1]), float(q[2]), float(q[3])
+def sigma_world(quats, scales, i, n):
+    """Rotation entries, 1/|q| and the six numbers of Sigma = M M^T of Gaussian n in scene i."""
+    q0, q1, q2, q3 = float(quats[i, n, 0]), float(quats[i, n, 1]), float(quats[i, n, 2]), float(quats[i, n, 3])
     inv = 1.0 / math.sqrt(max(q0 * q0 + q1 * q1 + q2 * q2 + q3 * q3, 1e-24))
     r = quat_rotation(q0 * inv, q1 * inv, q2 * inv, q3 * inv)
-    a, b, c = float(s[0]) ** 2, float(s[1]) ** 2, float(s[2]) ** 2
+    a, b, c = float(scales[i, n, 0]) ** 2, float(scales[i, n, 1]) ** 2, float(scales[i, n, 2]) ** 2
     return (r, inv, r[0] * r[0] * a + r[1] * r[1] * b + r[2] * r[2] * c,  # xx
             r[0] * r[3] * a + r[1] * r[4] * b + r[2] * r[5] * c,  # xy
             r[0] * r[6] * a + r[1] * r[7] * b + r[2] * r[8] * c,  # xz
@@ -60,34 +60,51 @@ def clamped_ratio(x_over_z, c, f, size):
 
 
 @jit()
+def camera(viewmats, Ks, b, v):
+    """The 12 numbers of a view matrix, row by row, and fx, fy, cx, cy."""
+    return (float(viewmats[b, v, 0, 0]), float(viewmats[b, v, 0, 1]), float(viewmats[b, v, 0, 2]), float(viewmats[b, v, 0, 3]),
+            float(viewmats[b, v, 1, 0]), float(viewmats[b, v, 1, 1]), float(viewmats[b, v, 1, 2]), float(viewmats[b, v, 1, 3]),
+            float(viewmats[b, v, 2, 0]), float(viewmats[b, v, 2, 1]), float(viewmats[b, v, 2, 2]), float(viewmats[b, v, 2, 3]),
+            float(Ks[b, v, 0, 0]), float(Ks[b, v, 1, 1]), float(Ks[b, v, 0, 2]), float(Ks[b, v, 1, 2]))
+
+
+@jit()
+def linearise(P, x, y, z, xx, xy, xz, yy, yz, zz, width, height):
+    """J = [[ax, 0, az], [0, by, bz]], T = J R with rows t and s, the rows of T Sigma (e and f), cov without eps2d."""
+    fx, fy, cx, cy = P[12], P[13], P[14], P[15]
+    tx, x_inside = clamped_ratio(x / z, cx, fx, width)
+    ty, y_inside = clamped_ratio(y / z, cy, fy, height)
+    ax, az, by, bz = fx / z, -fx * tx / z, fy / z, -fy * ty / z
+    t0, t1, t2 = ax * P[0] + az * P[8], ax * P[1] + az * P[9], ax * P[2] + az * P[10]
+    s0, s1, s2 = by * P[4] + bz * P[8], by * P[5] + bz * P[9], by * P[6] + bz * P[10]
+    e0, e1, e2 = xx * t0 + xy * t1 + xz * t2, xy * t0 + yy * t1 + yz * t2, xz * t0 + yz * t1 + zz * t2
+    f0, f1, f2 = xx * s0 + xy * s1 + xz * s2, xy * s0 + yy * s1 + yz * s2, xz * s0 + yz * s1 + zz * s2
+    cxx, cxy, cyy = t0 * e0 + t1 * e1 + t2 * e2, s0 * e0 + s1 * e1 + s2 * e2, s0 * f0 + s1 * f1 + s2 * f2
+    return x_inside, y_inside, ax, az, by, bz, t0, t1, t2, s0, s1, s2, e0, e1, e2, f0, f1, f2, cxx, cxy, cyy
+
+
+@jit()
 def project_forward(start, stop, means, quats, scales, opacities, colors, viewmats, Ks, width, height, near, far,
                     eps2d, radius_clip, antialiased, attr, radii):
     """Fill attr (B, V, N, ATTR) and radii (B, V, N, 2) for the Gaussians start <= b N + n < stop."""
-    N, V = means.shape[1], viewmats.shape[1]
+    N, V, color_views = means.shape[1], viewmats.shape[1], colors.shape[1]
     for i in range(start, stop):
         b, n = i // N, i % N
         m0, m1, m2 = float(means[b, n, 0]), float(means[b, n, 1]), float(means[b, n, 2])
-        r, inv, xx, xy, xz, yy, yz, zz = sigma_world(quats[b, n], scales[b, n])
+        _, _, xx, xy, xz, yy, yz, zz = sigma_world(quats, scales, b, n)
         for v in range(V):
-            P, K, row = viewmats[b, v], Ks[b, v], attr[b, v, n]
-            row[5] = 0.0
+            attr[b, v, n, 5] = 0.0
             radii[b, v, n, 0] = 0
             radii[b, v, n, 1] = 0
-            x = P[0, 0] * m0 + P[0, 1] * m1 + P[0, 2] * m2 + P[0, 3]
-            y = P[1, 0] * m0 + P[1, 1] * m1 + P[1, 2] * m2 + P[1, 3]
-            z = P[2, 0] * m0 + P[2, 1] * m1 + P[2, 2] * m2 + P[2, 3]
+            P = camera(viewmats, Ks, b, v)
+            z = P[8] * m0 + P[9] * m1 + P[10] * m2 + P[11]
             if not (near <= z <= far):
                 continue
-            fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
-            u, w = fx * x / z + cx, fy * y / z + cy
-            tx, _ = clamped_ratio(x / z, cx, fx, width)
-            ty, _ = clamped_ratio(y / z, cy, fy, height)
-            ax, az, by, bz = fx / z, -fx * tx / z, fy / z, -fy * ty / z  # J = [[ax, 0, az], [0, by, bz]]
-            t0, t1, t2 = ax * P[0, 0] + az * P[2, 0], ax * P[0, 1] + az * P[2, 1], ax * P[0, 2] + az * P[2, 2]
-            s0, s1, s2 = by * P[1, 0] + bz * P[2, 0], by * P[1, 1] + bz * P[2, 1], by * P[1, 2] + bz * P[2, 2]
-            e0, e1, e2 = xx * t0 + xy * t1 + xz * t2, xy * t0 + yy * t1 + yz * t2, xz * t0 + yz * t1 + zz * t2
-            f0, f1, f2 = xx * s0 + xy * s1 + xz * s2, xy * s0 + yy * s1 + yz * s2, xz * s0 + yz * s1 + zz * s2
-            cxx, cxy, cyy = t0 * e0 + t1 * e1 + t2 * e2, s0 * e0 + s1 * e1 + s2 * e2, s0 * f0 + s1 * f1 + s2 * f2
+            x = P[0] * m0 + P[1] * m1 + P[2] * m2 + P[3]
+            y = P[4] * m0 + P[5] * m1 + P[6] * m2 + P[7]
+            u, w = P[12] * x / z + P[14], P[13] * y / z + P[15]
+            _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, cxx, cxy, cyy = linearise(
+                P, x, y, z, xx, xy, xz, yy, yz, zz, width, height)
             a, c = cxx + eps2d, cyy + eps2d
             det = a * c - cxy * cxy
             if not det > 0 or not math.isfinite(det) or not math.isfinite(u) or not math.isfinite(w):
@@ -104,27 +121,29 @@ def project_forward(start, stop, means, quats, scales, opacities, colors, viewma
             if u + rx <= 0 or u - rx >= width or w + ry <= 0 or w - ry >= height:
                 continue
             radii[b, v, n, 0], radii[b, v, n, 1] = int(rx), int(ry)
-            u_floor, w_floor = math.floor(u), math.floor(w)  # in two parts: float32 alone is too coarse at 1/255
-            row[0], row[1], row[10], row[11] = u_floor, w_floor, u - u_floor, w - w_floor
-            row[2], row[3], row[4], row[5] = 0.5 * c / det, -cxy / c, 0.5 / c, opacity
-            rgb = colors[b, min(v, colors.shape[1] - 1), n]
-            row[6], row[7], row[8], row[9] = rgb[0], rgb[1], rgb[2], z
+            u_floor, w_floor, cv = math.floor(u), math.floor(w), min(v, color_views - 1)
+            attr[b, v, n, 0], attr[b, v, n, 1] = u_floor, w_floor  # in two parts: one float32 is too coarse
+            attr[b, v, n, 10], attr[b, v, n, 11] = u - u_floor, w - w_floor
+            attr[b, v, n, 2], attr[b, v, n, 3], attr[b, v, n, 4] = 0.5 * c / det, -cxy / c, 0.5 / c
+            attr[b, v, n, 5], attr[b, v, n, 9] = opacity, z
+            for k in range(3):
+                attr[b, v, n, 6 + k] = colors[b, cv, n, k]
 
 
 @jit()
 def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks, width, height, eps2d, antialiased,
-                     attr, grads, first, count, v_means, v_quats, v_scales, v_opacities, v_colors, v_views,
+                     attr, grads, first, count, v_means, v_quats, v_scales, v_opacities, v_colors, v_views, chunk,
                      grad_norm2d):
     """From the gradients per (Gaussian, tile) to those of the scene, for start <= b N + n < stop.
 
     grads: (K, G) rows written by compositing, see `numba_composite`; the rows first[b, v, n] ... + count[b, v, n]
-    belong to Gaussian n in view v. v_views: (B, V, 3, 4), this chunk's share of the camera gradient.
+    belong to Gaussian n in view v. v_views: (chunks, B, V, 3, 4); this call adds to v_views[chunk].
     """
-    N, V = means.shape[1], viewmats.shape[1]
+    N, V, color_views = means.shape[1], viewmats.shape[1], v_colors.shape[1]
     for i in range(start, stop):
         b, n = i // N, i % N
         m0, m1, m2 = float(means[b, n, 0]), float(means[b, n, 1]), float(means[b, n, 2])
-        r, inv, xx, xy, xz, yy, yz, zz = sigma_world(quats[b, n], scales[b, n])
+        r, inv, xx, xy, xz, yy, yz, zz = sigma_world(quats, scales, b, n)
         gm0, gm1, gm2, gopacity = 0.0, 0.0, 0.0, 0.0
         gxx, gxy, gxz, gyy, gyz, gzz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0  # v_Sigma, symmetric
         for v in range(V):
@@ -134,25 +153,18 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
             S0, Sx, Sy, Sxx, Sxy, Syy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             vr, vg, vb, vz = 0.0, 0.0, 0.0, 0.0
             for k in range(first[b, v, n], first[b, v, n] + count[b, v, n]):
-                g = grads[k]
-                S0 += g[0]; Sx += g[1]; Sy += g[2]; Sxx += g[3]; Sxy += g[4]; Syy += g[5]
-                vr += g[6]; vg += g[7]; vb += g[8]; vz += g[9]
-            vc = v_colors[b, min(v, v_colors.shape[1] - 1), n]
-            vc[0] += vr; vc[1] += vg; vc[2] += vb
-            P, K = viewmats[b, v], Ks[b, v]
+                S0 += grads[k, 0]; Sx += grads[k, 1]; Sy += grads[k, 2]
+                Sxx += grads[k, 3]; Sxy += grads[k, 4]; Syy += grads[k, 5]
+                vr += grads[k, 6]; vg += grads[k, 7]; vb += grads[k, 8]; vz += grads[k, 9]
+            cv = min(v, color_views - 1)
+            v_colors[b, cv, n, 0] += vr; v_colors[b, cv, n, 1] += vg; v_colors[b, cv, n, 2] += vb
             # repeat the forward projection
-            x = P[0, 0] * m0 + P[0, 1] * m1 + P[0, 2] * m2 + P[0, 3]
-            y = P[1, 0] * m0 + P[1, 1] * m1 + P[1, 2] * m2 + P[1, 3]
-            z = P[2, 0] * m0 + P[2, 1] * m1 + P[2, 2] * m2 + P[2, 3]
-            fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
-            tx, x_inside = clamped_ratio(x / z, cx, fx, width)
-            ty, y_inside = clamped_ratio(y / z, cy, fy, height)
-            ax, az, by, bz = fx / z, -fx * tx / z, fy / z, -fy * ty / z
-            t0, t1, t2 = ax * P[0, 0] + az * P[2, 0], ax * P[0, 1] + az * P[2, 1], ax * P[0, 2] + az * P[2, 2]
-            s0, s1, s2 = by * P[1, 0] + bz * P[2, 0], by * P[1, 1] + bz * P[2, 1], by * P[1, 2] + bz * P[2, 2]
-            e0, e1, e2 = xx * t0 + xy * t1 + xz * t2, xy * t0 + yy * t1 + yz * t2, xz * t0 + yz * t1 + zz * t2
-            f0, f1, f2 = xx * s0 + xy * s1 + xz * s2, xy * s0 + yy * s1 + yz * s2, xz * s0 + yz * s1 + zz * s2
-            cxx, cxy, cyy = t0 * e0 + t1 * e1 + t2 * e2, s0 * e0 + s1 * e1 + s2 * e2, s0 * f0 + s1 * f1 + s2 * f2
+            P = camera(viewmats, Ks, b, v)
+            x = P[0] * m0 + P[1] * m1 + P[2] * m2 + P[3]
+            y = P[4] * m0 + P[5] * m1 + P[6] * m2 + P[7]
+            z = P[8] * m0 + P[9] * m1 + P[10] * m2 + P[11]
+            (x_inside, y_inside, ax, az, by, bz, t0, t1, t2, s0, s1, s2, e0, e1, e2, f0, f1, f2, cxx, cxy, cyy
+             ) = linearise(P, x, y, z, xx, xy, xz, yy, yz, zz, width, height)
             det = (cxx + eps2d) * (cyy + eps2d) - cxy * cxy
             A, B, C, opacity = (cyy + eps2d) / det, -cxy / det, (cxx + eps2d) / det, float(attr[b, v, n, 5])
             v_u, v_w = -(A * Sx + B * Sy), -(B * Sx + C * Sy)  # d sigma / d mean2d = -conic (dx, dy)
@@ -182,11 +194,12 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
             gzz += t2 * p2 + s2 * o2
             vt0, vt1, vt2 = 2 * (G00 * e0 + G01 * f0), 2 * (G00 * e1 + G01 * f1), 2 * (G00 * e2 + G01 * f2)
             vs0, vs1, vs2 = 2 * (G01 * e0 + G11 * f0), 2 * (G01 * e1 + G11 * f1), 2 * (G01 * e2 + G11 * f2)
-            v_ax = vt0 * P[0, 0] + vt1 * P[0, 1] + vt2 * P[0, 2]
-            v_az = vt0 * P[2, 0] + vt1 * P[2, 1] + vt2 * P[2, 2]
-            v_by = vs0 * P[1, 0] + vs1 * P[1, 1] + vs2 * P[1, 2]
-            v_bz = vs0 * P[2, 0] + vs1 * P[2, 1] + vs2 * P[2, 2]
+            v_ax = vt0 * P[0] + vt1 * P[1] + vt2 * P[2]
+            v_az = vt0 * P[8] + vt1 * P[9] + vt2 * P[10]
+            v_by = vs0 * P[4] + vs1 * P[5] + vs2 * P[6]
+            v_bz = vs0 * P[8] + vs1 * P[9] + vs2 * P[10]
             # camera-space mean: through mean2d, depth and J
+            fx, fy = P[12], P[13]
             v_x, v_y = v_u * fx / z, v_w * fy / z
             v_z = vz - (v_u * fx * x + v_w * fy * y) / (z * z) - (v_ax * ax + v_by * by) / z
             if x_inside:  # az = -fx x / z^2
@@ -199,37 +212,46 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
                 v_z -= 2 * v_bz * bz / z
             else:
                 v_z -= v_bz * bz / z
-            gm0 += P[0, 0] * v_x + P[1, 0] * v_y + P[2, 0] * v_z
-            gm1 += P[0, 1] * v_x + P[1, 1] * v_y + P[2, 1] * v_z
-            gm2 += P[0, 2] * v_x + P[1, 2] * v_y + P[2, 2] * v_z
-            Q = v_views[b, v]
-            Q[0, 0] += v_x * m0 + ax * vt0; Q[0, 1] += v_x * m1 + ax * vt1; Q[0, 2] += v_x * m2 + ax * vt2
-            Q[1, 0] += v_y * m0 + by * vs0; Q[1, 1] += v_y * m1 + by * vs1; Q[1, 2] += v_y * m2 + by * vs2
-            Q[2, 0] += v_z * m0 + az * vt0 + bz * vs0
-            Q[2, 1] += v_z * m1 + az * vt1 + bz * vs1
-            Q[2, 2] += v_z * m2 + az * vt2 + bz * vs2
-            Q[0, 3] += v_x; Q[1, 3] += v_y; Q[2, 3] += v_z
+            gm0 += P[0] * v_x + P[4] * v_y + P[8] * v_z
+            gm1 += P[1] * v_x + P[5] * v_y + P[9] * v_z
+            gm2 += P[2] * v_x + P[6] * v_y + P[10] * v_z
+            v_views[chunk, b, v, 0, 0] += v_x * m0 + ax * vt0
+            v_views[chunk, b, v, 0, 1] += v_x * m1 + ax * vt1
+            v_views[chunk, b, v, 0, 2] += v_x * m2 + ax * vt2
+            v_views[chunk, b, v, 0, 3] += v_x
+            v_views[chunk, b, v, 1, 0] += v_y * m0 + by * vs0
+            v_views[chunk, b, v, 1, 1] += v_y * m1 + by * vs1
+            v_views[chunk, b, v, 1, 2] += v_y * m2 + by * vs2
+            v_views[chunk, b, v, 1, 3] += v_y
+            v_views[chunk, b, v, 2, 0] += v_z * m0 + az * vt0 + bz * vs0
+            v_views[chunk, b, v, 2, 1] += v_z * m1 + az * vt1 + bz * vs1
+            v_views[chunk, b, v, 2, 2] += v_z * m2 + az * vt2 + bz * vs2
+            v_views[chunk, b, v, 2, 3] += v_z
         v_means[b, n, 0], v_means[b, n, 1], v_means[b, n, 2], v_opacities[b, n] = gm0, gm1, gm2, gopacity
-        covariance_backward(r, inv, quats[b, n], scales[b, n], gxx, gxy, gxz, gyy, gyz, gzz, v_quats[b, n], v_scales[b, n])
+
+        # Sigma = M M^T with M = R diag(s): v_M = 2 v_Sigma M; column j of v_R is 2 s_j^2 v_Sigma R_j
+        s0, s1, s2 = float(scales[b, n, 0]), float(scales[b, n, 1]), float(scales[b, n, 2])
+        d00, d10, d20 = gxx * r[0] + gxy * r[3] + gxz * r[6], gxy * r[0] + gyy * r[3] + gyz * r[6], gxz * r[0] + gyz * r[3] + gzz * r[6]
+        d01, d11, d21 = gxx * r[1] + gxy * r[4] + gxz * r[7], gxy * r[1] + gyy * r[4] + gyz * r[7], gxz * r[1] + gyz * r[4] + gzz * r[7]
+        d02, d12, d22 = gxx * r[2] + gxy * r[5] + gxz * r[8], gxy * r[2] + gyy * r[5] + gyz * r[8], gxz * r[2] + gyz * r[5] + gzz * r[8]
+        v_scales[b, n, 0] = 2 * s0 * (r[0] * d00 + r[3] * d10 + r[6] * d20)
+        v_scales[b, n, 1] = 2 * s1 * (r[1] * d01 + r[4] * d11 + r[7] * d21)
+        v_scales[b, n, 2] = 2 * s2 * (r[2] * d02 + r[5] * d12 + r[8] * d22)
+        k0, k1, k2 = 2 * s0 * s0, 2 * s1 * s1, 2 * s2 * s2
+        v_quats[b, n, 0], v_quats[b, n, 1], v_quats[b, n, 2], v_quats[b, n, 3] = rotation_backward(
+            quats[b, n, 0] * inv, quats[b, n, 1] * inv, quats[b, n, 2] * inv, quats[b, n, 3] * inv, inv,
+            k0 * d00, k1 * d01, k2 * d02, k0 * d10, k1 * d11, k2 * d12, k0 * d20, k1 * d21, k2 * d22)
 
 
 @jit()
-def covariance_backward(r, inv, q, s, gxx, gxy, gxz, gyy, gyz, gzz, v_q, v_s):
-    """v_Sigma (symmetric) -> v_quat (through the normalisation) and v_scale, with Sigma = M M^T, M = R diag(s)."""
-    w, x, y, z = q[0] * inv, q[1] * inv, q[2] * inv, q[3] * inv
-    vR = np.empty((3, 3))
-    for j in range(3):
-        c0, c1, c2, sj = r[j], r[3 + j], r[6 + j], float(s[j])
-        d0, d1, d2 = gxx * c0 + gxy * c1 + gxz * c2, gxy * c0 + gyy * c1 + gyz * c2, gxz * c0 + gyz * c1 + gzz * c2
-        v_s[j] = 2 * sj * (c0 * d0 + c1 * d1 + c2 * d2)  # v_M = 2 v_Sigma M; v_s = column of R . v_M
-        vR[0, j], vR[1, j], vR[2, j] = 2 * sj * sj * d0, 2 * sj * sj * d1, 2 * sj * sj * d2
-    vw = 2 * (x * (vR[2, 1] - vR[1, 2]) + y * (vR[0, 2] - vR[2, 0]) + z * (vR[1, 0] - vR[0, 1]))
-    vx = 2 * (w * (vR[2, 1] - vR[1, 2]) + y * (vR[0, 1] + vR[1, 0]) + z * (vR[0, 2] + vR[2, 0])
-              - 2 * x * (vR[1, 1] + vR[2, 2]))
-    vy = 2 * (w * (vR[0, 2] - vR[2, 0]) + x * (vR[0, 1] + vR[1, 0]) + z * (vR[1, 2] + vR[2, 1])
-              - 2 * y * (vR[0, 0] + vR[2, 2]))
-    vz = 2 * (w * (vR[1, 0] - vR[0, 1]) + x * (vR[0, 2] + vR[2, 0]) + y * (vR[1, 2] + vR[2, 1])
-              - 2 * z * (vR[0, 0] + vR[1, 1]))
-    along = w * vw + x * vx + y * vy + z * vz  # changing |q| changes nothing
-    v_q[0], v_q[1] = inv * (vw - along * w), inv * (vx - along * x)
-    v_q[2], v_q[3] = inv * (vy - along * y), inv * (vz - along * z)
+def rotation_backward(w, x, y, z, inv, R00, R01, R02, R10, R11, R12, R20, R21, R22):
+    """Gradient of the nine rotation entries -> gradient of the quaternion before its normalisation.
+
+    w, x, y, z: the unit quaternion; inv: one over the length of the one given.
+    """
+    vw = 2 * (x * (R21 - R12) + y * (R02 - R20) + z * (R10 - R01))
+    vx = 2 * (w * (R21 - R12) + y * (R01 + R10) + z * (R02 + R20) - 2 * x * (R11 + R22))
+    vy = 2 * (w * (R02 - R20) + x * (R01 + R10) + z * (R12 + R21) - 2 * y * (R00 + R22))
+    vz = 2 * (w * (R10 - R01) + x * (R02 + R20) + y * (R12 + R21) - 2 * z * (R00 + R11))
+    along = w * vw + x * vx + y * vy + z * vz  # changing the length changes nothing
+    return inv * (vw - along * w), inv * (vx - along * x), inv * (vy - along * y), inv * (vz - along * z)

@@ -54,13 +54,13 @@ def set_num_threads(n: int | None) -> None:
     _threads = n
 
 
-def chunks(total: int, target: int) -> list[tuple[int, int]]:
-    """Cut range(total) into at most `target` chunks of nearly equal size.
+def chunks(total: int, most: int, least_size: int = 1) -> list[tuple[int, int]]:
+    """Cut range(total) into at most `most` chunks of nearly equal size, none (but the last) below `least_size`.
 
     >>> chunks(10, 4)
     [(0, 3), (3, 6), (6, 9), (9, 10)]
     """
-    size = max(1, -(-total // target))
+    size = max(1, least_size, -(-total // most))
     return [(i, min(i + size, total)) for i in range(0, total, size)]
 
 
