@@ -54,13 +54,13 @@ def cmp(name: str, mine: object, reference: object, tol: float = 1e-5) -> None:
     """Print whether ``mine`` equals ``reference`` exactly, closely, or not.
 
     Both are tensors, arrays or numbers of the same shape; ``tol`` bounds the largest absolute
-    difference that still counts as close. The difference is printed as the next power of ten,
-    so that the line is the same on every machine.
+    difference that still counts as close. That bound is printed, not the difference itself (rounding
+    differs between machines), so that the line is the same everywhere.
 
     >>> cmp("colour", torch.tensor([0.5, 0.25]), [0.5, 0.25])
     colour           exact
     >>> cmp("colour", torch.tensor([0.5, 0.25]), [0.5, 0.25 + 3e-8])
-    colour           close: largest difference below 1e-07
+    colour           close: largest difference below 1e-05
     >>> cmp("colour", torch.tensor([0.5, 0.25]), [0.5, 0.5])
     colour           DIFFERENT: largest difference 0.25
     """
@@ -70,7 +70,7 @@ def cmp(name: str, mine: object, reference: object, tol: float = 1e-5) -> None:
     elif distance == 0:
         verdict = "exact"
     elif distance <= tol:
-        verdict = f"close: largest difference below 1e{int(np.floor(np.log10(distance))) + 1:03d}"
+        verdict = f"close: largest difference below {tol:.0e}"
     else:
         verdict = f"DIFFERENT: largest difference {distance:.3g}"
     print(f"{name:<16} {verdict}")
