@@ -50,6 +50,7 @@ def test_painter_draws_near_over_far_and_drops_what_faces_away():
     red = shades[:, 0] > shades[:, 2]
     assert not red[: len(red) // 3].any() and red[-len(red) // 3 :].all()
     assert 2 * 80 * 0.3 < len(polygons) < 2 * 80 * 0.6  # about half of all triangles
+    assert shades.max(1).mean() > 0.7  # the light comes from the viewer's side: what is seen is lit
     center = polygons.reshape(-1, 2).mean(0)
     np.testing.assert_allclose(center, [32, 32], atol=0.5)
     # radius of the near sphere in pixels: f r / sqrt(d^2 - r^2)
