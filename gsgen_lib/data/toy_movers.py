@@ -34,7 +34,8 @@ def car(p, a, main):
     w, length, t = 0.48 * a["wide"], 0.46 * a["length"], a["tall"]
     along = (0, -90, 0)  # turns an outline in x and y so that its x runs to the front
     hood = 0.34 * t
-    outline = [(-length, 0.1), (length, 0.1), (length + 0.01, hood - 0.08), (length - 0.05, hood), (-length, hood + 0.02)]
+    front = [(length, 0.1), (length + 0.01, hood - 0.08), (length - 0.05, hood)]
+    outline = [(-length, 0.1), *front, (-length, hood + 0.02)]
     p.add(slab(outline, w), main, turn=along)
     p.add(box(w - 0.03, 0.22 * t, 0.5, top=(0.84, 0.6)), "glass", "windows", at=(0, hood + 0.1 * t, -0.08))
     p.add(box((w - 0.03) * 0.84 + 0.02, 0.04, 0.34), main, "roof", at=(0, hood + 0.22 * t, -0.08))
@@ -48,7 +49,8 @@ def car(p, a, main):
     p.add(box(w + 0.04, 0.06, 0.09), "steel", "bumpers", at=(0, 0.13, length + 0.04))
     p.add(box(w + 0.04, 0.06, 0.13), "steel", "bumpers", at=(0, 0.13, -length - 0.06))
     p.add(box(0.74 * w, hood - 0.14, 0.012), "cream", at=(0, hood / 2 + 0.08, -length))
-    p.add(decal(rectangle(0.68 * w, hood - 0.17)), a["hatch"], "hatch", at=(0, hood / 2 + 0.08, -length - 0.012), turn=BACK)
+    p.add(decal(rectangle(0.68 * w, hood - 0.17)), a["hatch"], "hatch",
+          at=(0, hood / 2 + 0.08, -length - 0.012), turn=BACK)
     if a["on_the_back"] == "spare wheel":
         p.add(cylinder(0.09, 0.07), "black", "on_the_back", at=(0, hood / 2 + 0.08, -length - 0.02), turn=(-90, 0, 0))
         p.add(decal(circle(0.05, 16)), "steel", "on_the_back", at=(0, hood / 2 + 0.08, -length - 0.094), turn=BACK)
@@ -58,7 +60,8 @@ def car(p, a, main):
 
 
 CAR = Family(car, {"length": (0.92, 1.15)}, {},
-             {"on_the_back": {"spare wheel": 0.4, "suitcase": 0.25, "nothing": 0.35}, "hatch": {"white": 0.6, "black": 0.4}})
+             {"on_the_back": {"spare wheel": 0.4, "suitcase": 0.25, "nothing": 0.35},
+              "hatch": {"white": 0.6, "black": 0.4}})
 
 
 def rocket(p, a, main):
@@ -66,7 +69,8 @@ def rocket(p, a, main):
     body = np.array([(0.7 * w, 0.12), (w, 0.27), (1.04 * w, 0.45), (0.9 * w, 0.74)]) * [1, t]
     top = body[-1, 1]
     p.add(lathe(body), main)
-    p.add(lathe([(0.9 * w, top), (0.6 * w, top + 0.16), (0.28 * w, top + 0.25), (0, top + 0.3 * a["nose"])]), a["trim"], "nose")
+    nose = [(0.9 * w, 0), (0.6 * w, 0.16), (0.28 * w, 0.25), (0, 0.3 * a["nose"])]
+    p.add(lathe(nose), a["trim"], "nose", at=(0, top, 0))
     p.add(lathe([(0, 0.12 * t), (0.7 * w, 0.12 * t)]), "steel", "nozzle")
     p.add(cylinder(0.6 * w, 0.08, 0.4 * w), "steel", "nozzle", at=(0, 0.12 * t - 0.07, 0))
     p.add(lathe([(0, -0.12), (0.25 * w, -0.02), (0.45 * w, 0.06)], 16), "orange", "flame", at=(0, 0.12 * t - 0.08, 0))
@@ -74,14 +78,15 @@ def rocket(p, a, main):
     for azimuth in (45, 135, 225, 315):
         p.add(slab(fin, 0.035), a["trim"], "fins", turn=(0, azimuth, 0))
     y = 0.53 * t
-    surface = lambda gap: lathe_surface(body, gap)
-    p.add(drape(decal(circle(0.135) + [0, y], 4), surface(0.01)), "cream", "front")
-    p.add(drape(decal(circle(0.1) + [0, y], 4), surface(0.018)), "glass", "front")
-    p.add(drape(decal(rectangle(0.24, 0.3) + [0, 0.44 * t], 4), surface(0.006)), "cream", turn=BACK)
+    p.add(drape(decal(circle(0.135) + [0, y], 4), lathe_surface(body, 0.01)), "cream", "front")
+    p.add(drape(decal(circle(0.1) + [0, y], 4), lathe_surface(body, 0.018)), "glass", "front")
+    p.add(drape(decal(rectangle(0.24, 0.3) + [0, 0.44 * t], 4), lathe_surface(body, 0.006)), "cream", turn=BACK)
     if a["on_the_back"] == "booster":
-        p.add(lathe([(0.05, 0), (0.085, 0.04), (0.085, 0.34), (0, 0.46)], 20), "gold", "on_the_back", at=(0, 0.26 * t, -w))
+        p.add(lathe([(0.05, 0), (0.085, 0.04), (0.085, 0.34), (0, 0.46)], 20), "gold", "on_the_back",
+              at=(0, 0.26 * t, -w))
     elif a["on_the_back"] == "hatch":
-        p.add(drape(decal(rectangle(0.18, 0.24) + [0, 0.44 * t], 4), surface(0.016)), "red", "on_the_back", turn=BACK)
+        hatch = decal(rectangle(0.18, 0.24) + [0, 0.44 * t], 4)
+        p.add(drape(hatch, lathe_surface(body, 0.016)), "red", "on_the_back", turn=BACK)
 
 
 ROCKET = Family(rocket, {"nose": (0.9, 1.2)}, {"trim": ("red", "black", "yellow", "blue")},
@@ -119,7 +124,7 @@ def boat(p, a, main):
         p.add(ring(0.045, 0.016, 16), "cream", "front", at=spot, turn=(90, 0, 0))
         p.add(decal(circle(0.045, 16)), "glass", "front", at=(spot[0], spot[1], spot[2] + 0.004))
     if a["sail_back"] != "none":
-        outline, color = (star(0.94 * r), "blue") if a["sail_back"] == "star" else (heart(0.88 * r), "red")
+        outline, color = (star(0.88 * r), "blue") if a["sail_back"] == "star" else (heart(0.82 * r), "red")
         p.add(decal(outline), color, "sail_back", at=(-0.05 - r, foot + r, -0.02), turn=BACK)
 
 
@@ -130,8 +135,9 @@ BOAT = Family(boat, {"sail": (0.9, 1.05)}, {"flag": ("red", "yellow", "blue")},
 def robot(p, a, main):
     w, h, d = 0.42 * a["wide"], 0.42 * a["tall"], 0.3
     head = 0.26 * a["head_size"]
+    wheel, ahead = circle(0.09) + [0, 0.09], np.array([0.2, 0])
+    track = np.concatenate([wheel[18:] + ahead, wheel[:7] + ahead, wheel[6:19] - ahead])
     for x in SIDES:
-        track = np.concatenate([circle(0.09)[18:] + [0.2, 0.09], circle(0.09)[:7] + [0.2, 0.09], circle(0.09)[6:19] + [-0.2, 0.09]])
         p.add(slab(track, 0.15), "black", "tracks", at=(x * (w / 2 - 0.04), 0, 0), turn=(0, 90, 0))
         for z in (-0.19, 0, 0.19):
             p.add(decal(circle(0.055, 16)), "steel", "tracks", at=(x * (w / 2 + 0.04), 0.09, z), turn=(0, 90 * x, 0))
@@ -139,9 +145,12 @@ def robot(p, a, main):
         hand = shoulder + [x * 0.13, -0.2, 0.1]
         p.add(tube([shoulder, shoulder + [x * 0.1, -0.02, 0], hand], 0.042, 10), "steel", "arms")
         p.add(ellipsoid(0.065, 0.065, 0.065, 8, 16), a["trim"], "arms", at=hand)
-        p.add(cylinder(0.075, 0.03), "white", "front", at=(x * 0.27 * head * 1.4, 0.2 + h + 0.55 * head, 0.36 * head), turn=(90, 0, 0))
-        p.add(cylinder(0.035, 0.04, segments=12), "black", "front", at=(x * 0.27 * head * 1.4, 0.2 + h + 0.55 * head, 0.36 * head), turn=(90, 0, 0))
-        p.add(cylinder(0.05, 0.05, segments=16), a["trim"], "head", at=(x * 0.68 * head + 0.025, 0.2 + h + 0.5 * head, 0), turn=(0, 0, 90))
+        p.add(cylinder(0.075, 0.03), "white", "front",
+              at=(x * 0.27 * head * 1.4, 0.2 + h + 0.55 * head, 0.36 * head), turn=(90, 0, 0))
+        p.add(cylinder(0.035, 0.04, segments=12), "black", "front",
+              at=(x * 0.27 * head * 1.4, 0.2 + h + 0.55 * head, 0.36 * head), turn=(90, 0, 0))
+        p.add(cylinder(0.05, 0.05, segments=16), a["trim"], "head",
+              at=(x * 0.68 * head + 0.025, 0.2 + h + 0.5 * head, 0), turn=(0, 0, 90))
     p.add(box(w, h, d), main, at=(0, 0.17 + h / 2, 0))
     p.add(cylinder(0.08, 0.06), "steel", "neck", at=(0, 0.16 + h, 0))
     p.add(box(1.36 * head, head, 0.8 * head), main, "head", at=(0, 0.21 + h + head / 2, 0))
@@ -165,7 +174,8 @@ def robot(p, a, main):
 
 
 ROBOT = Family(robot, {"head_size": (0.9, 1.15)}, {"trim": ("red", "yellow", "blue", "green")},
-               {"on_the_back": {"key": 0.4, "backpack": 0.35, "nothing": 0.25}, "back_panel": {"purple": 0.6, "orange": 0.4}})
+               {"on_the_back": {"key": 0.4, "backpack": 0.35, "nothing": 0.25},
+                "back_panel": {"purple": 0.6, "orange": 0.4}})
 
 
 def snowman(p, a, main):
@@ -192,7 +202,8 @@ def snowman(p, a, main):
         p.add(tube([arm + [x * 0.16, 0.1, 0.02], arm + [x * 0.18, 0.2, 0.04]], 0.016, 8), "brown", "arms")
     p.add(cylinder(0.045, 0.2, 0.006, 16), "orange", "front", at=(0, y3 - 0.02, 0.16), turn=(90, 0, 0))
     for y in (0.28, 0.45):
-        p.add(ellipsoid(0.038, 0.038, 0.03, 8, 12), "black", "front", at=(0, y * t, low * w * np.sqrt(1 - ((y - 0.31) / 0.34) ** 2)))
+        p.add(ellipsoid(0.038, 0.038, 0.03, 8, 12), "black", "front",
+              at=(0, y * t, low * w * np.sqrt(1 - ((y - 0.31) / 0.34) ** 2)))
     if a["backpack"] != "none":
         p.add(box(0.24, 0.24, 0.1, top=(0.8, 0.7)), a["backpack"], "backpack", at=(0, y2 + 0.01, -mid * w + 0.01))
         pocket = {"red": "cream", "teal": "yellow"}[a["backpack"]]  # a part never shares a colour between values
@@ -206,7 +217,10 @@ SNOWMAN = Family(snowman, {"belly": (0.98, 1.12)},
 
 def fish(p, a, main):
     rx, ry, rz = 0.38 * a["wide"], 0.29 * a["tall"] * a["belly"], 0.16
-    surface = lambda gap: lambda x, y: rz * np.sqrt(np.maximum(1 - (x / rx) ** 2 - (y / ry) ** 2, 0)) + gap
+
+    def surface(gap):
+        return lambda x, y: rz * np.sqrt(np.maximum(1 - (x / rx) ** 2 - (y / ry) ** 2, 0)) + gap
+
     p.add(ellipsoid(rx, ry, rz, 18, 36), main)
     tail = np.array([[-0.06, 0.0], [-0.3, 0.24], [-0.22, 0.0], [-0.3, -0.24]]) - [0.82 * rx, 0]
     p.add(slab(tail[:3], 0.04), a["fins"], "fins")
@@ -223,7 +237,8 @@ def fish(p, a, main):
               at=(0.1, -0.35 * ry, z * (rz + 0.03)), turn=(0, z * 25, -20))
     p.add(drape(decal(circle(0.13, 28) + [0.05 * rx, 0.25 * ry], 5), surface(0.008)), "cream", turn=BACK)
     if a["far_spot"] != "none":
-        p.add(drape(decal(circle(0.1) + [0.05 * rx, 0.25 * ry], 5), surface(0.018)), a["far_spot"], "far_spot", turn=BACK)
+        spot = drape(decal(circle(0.1) + [0.05 * rx, 0.25 * ry], 5), surface(0.018))
+        p.add(spot, a["far_spot"], "far_spot", turn=BACK)
 
 
 FISH = Family(fish, {"belly": (0.9, 1.15)}, {"fins": ("orange", "yellow", "blue", "pink")},
@@ -240,8 +255,10 @@ def cat(p, a, main):
     p.add(ellipsoid(1.1 * r, 0.92 * r, 0.95 * r), main, "head", at=(0, y, 0.04))
     for x in SIDES:
         p.add(cylinder(0.085, 0.15, 0.005, 4), main, "head", at=(x * 0.6 * r, y + 0.62 * r, 0.04), turn=(0, 0, -14 * x))
-        p.add(decal([[-0.04, 0.02], [0.04, 0.02], [0, 0.11]]), "pink", "front", at=(x * 0.6 * r, y + 0.62 * r, 0.105), turn=(-24, 0, -14 * x))
-        p.add(ellipsoid(0.045, 0.055, 0.03, 8, 16), a["eyes"], "front", at=(x * 0.42 * r, y + 0.18 * r, 0.86 * r + 0.03))
+        p.add(decal([[-0.04, 0.02], [0.04, 0.02], [0, 0.11]]), "pink", "front",
+              at=(x * 0.6 * r, y + 0.62 * r, 0.105), turn=(-24, 0, -14 * x))
+        p.add(ellipsoid(0.045, 0.055, 0.03, 8, 16), a["eyes"], "front",
+              at=(x * 0.42 * r, y + 0.18 * r, 0.86 * r + 0.03))
         p.add(ellipsoid(0.018, 0.045, 0.02, 8, 12), "black", "front", at=(x * 0.42 * r, y + 0.18 * r, 0.86 * r + 0.048))
         p.add(ellipsoid(0.075, 0.055, 0.1, 8, 16), "cream", "paws", at=(x * 0.11, 0.14, w))
         p.add(ellipsoid(0.11, 0.14, 0.16, 10, 20), main, "paws", at=(x * 0.8 * w, 0.2, 0.02))
@@ -258,5 +275,6 @@ def cat(p, a, main):
         p.add(tube(path * [x, 1, 1], 0.058, 10), "cream", "tail")
 
 
-CAT = Family(cat, {"head_size": (0.95, 1.15)}, {"cushion": ("red", "teal", "purple", "grey"), "eyes": ("green", "yellow", "blue")},
+CAT = Family(cat, {"head_size": (0.95, 1.15)},
+             {"cushion": ("red", "teal", "purple", "grey"), "eyes": ("green", "yellow", "blue")},
              {"tail": {"left": 0.5, "right": 0.3, "stub": 0.2}})

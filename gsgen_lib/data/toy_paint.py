@@ -53,7 +53,8 @@ def pattern_texture(color: str, pattern: str = "plain", pattern_color: str | Non
     elif pattern == "dots":
         distance = np.hypot(x, y) - 0.3
     elif pattern == "checks":
-        distance = -np.sign(x * y) * np.minimum(np.minimum(np.abs(x), np.abs(y)), 0.5 - np.maximum(np.abs(x), np.abs(y)))
+        to_edge = np.min([np.abs(x), np.abs(y), 0.5 - np.abs(x), 0.5 - np.abs(y)], axis=0)
+        distance = -np.sign(x * y) * to_edge
     elif pattern == "zigzags":
         distance = np.abs(y - 0.6 * (np.abs(x) - 0.25)) - 0.17
     else:

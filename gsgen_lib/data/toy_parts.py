@@ -114,7 +114,7 @@ def box(width: float, height: float, depth: float, top=(1.0, 1.0)) -> Shape:
     across = np.array([0, 2, 0, 2, 0, 0])  # which axis u runs along, per face
     upward = np.array([1, 1, 1, 1, 2, 2])
     plain = corner * size / TILE
-    uv = np.stack([np.stack([plain[q, a], plain[q, b]], -1) for q, a, b in zip(quads, across, upward)])
+    uv = np.stack([np.stack([plain[q, a], plain[q, b]], -1) for q, a, b in zip(quads, across, upward, strict=True)])
     faces = quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3)  # (6, 2, 3) -> (12, 3)
     return Shape(vertices, faces, uv[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 2))
 
@@ -171,7 +171,7 @@ def tube(path, radius, segments: int = 12) -> Shape:
     side = np.eye(3)[np.abs(tangent).max(0).argmin()]  # an axis that no part of the curve runs along
     angle = np.linspace(0, 2 * np.pi, segments + 1)[:, None]
     rings = []
-    for p, t, r in zip(path, tangent, radius):
+    for p, t, r in zip(path, tangent, radius, strict=True):
         a = side - t * (side @ t)  # carry the same frame along the curve
         a /= np.linalg.norm(a)
         side = a
@@ -301,7 +301,7 @@ class Parts:
         counts = [len(s.faces) for s in self.shapes]
         mesh = Mesh(
             vertices=np.concatenate([s.vertices for s in self.shapes]),
-            faces=np.concatenate([s.faces + i for s, i in zip(self.shapes, first)]),
+            faces=np.concatenate([s.faces + i for s, i in zip(self.shapes, first[:-1], strict=True)]),
             uv=np.concatenate([s.uv for s in self.shapes]),
             material_ids=np.repeat(self.material_of, counts),
             materials=list(self.materials.values()),

@@ -41,17 +41,21 @@ def mug(p, a, main):
     r, h = 0.34 * a["wide"], 0.72 * a["tall"] * a["height"]
     wall = [(0, 0), (0.9 * r, 0), (r, 0.05), (r, h)]
     p.add(lathe(wall), main)
-    p.add(lathe([(r, h), (1.07 * r, h), (1.07 * r, h + 0.03), (0.92 * r, h + 0.03), (0.9 * r, h - 0.3), (0, h - 0.3)]), "cream", "rim")
+    rim = [(r, 0), (1.07 * r, 0), (1.07 * r, 0.03), (0.92 * r, 0.03), (0.9 * r, -0.3), (0, -0.3)]
+    p.add(lathe(rim), "cream", "rim", at=(0, h, 0))
     p.add(cylinder(0.9 * r, 0.02), "coffee", "rim", at=(0, h - 0.1, 0))
     side = 1 if a["handle"] == "right" else -1
     t = np.linspace(-1.25, 1.25, 12)
     arc = np.stack([0.96 * r + 0.24 * (np.cos(t) - np.cos(t[0])), h * (0.5 + 0.28 * np.sin(t)), 0 * t], 1)
     p.add(tube(arc, 0.055), main, "handle", turn=(0, -90 + 75 * side, 0))
-    p.add(drape(decal(circle(0.2), 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.008), picture("smile"), "front", at=(0, 0.5 * h, 0))
-    p.add(drape(decal(circle(0.21), 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.008), "cream", at=(0, 0.5 * h, 0), turn=BACK)
+    p.add(drape(decal(circle(0.2), 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.008), picture("smile"), "front",
+          at=(0, 0.5 * h, 0))
+    p.add(drape(decal(circle(0.21), 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.008), "cream",
+          at=(0, 0.5 * h, 0), turn=BACK)
     if a["back_print"] != "none":
         outline, color = (heart(0.15), "red") if a["back_print"] == "heart" else (star(0.17), "blue")
-        p.add(drape(decal(outline, 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.014), color, "back_print", at=(0, 0.5 * h, 0), turn=BACK)
+        p.add(drape(decal(outline, 4), lambda x, y: np.sqrt(r**2 - x**2) + 0.014), color, "back_print",
+              at=(0, 0.5 * h, 0), turn=BACK)
 
 
 MUG = Family(mug, {"height": (0.9, 1.12)}, {"handle": ("left", "right")},
@@ -93,13 +97,15 @@ def table(p, a, main):
     p.add(box(w - 0.2, 0.21, 0.016), "cream", "drawer", at=(0, h - 0.12, -d / 2 + 0.036))
     p.add(decal(rectangle(w - 0.25, 0.16)), a["back_panel"], "back_panel", at=(0, h - 0.12, -d / 2 + 0.024), turn=BACK)
     if a["on_top"] == "vase":
-        p.add(lathe([(0, 0), (0.06, 0), (0.09, 0.07), (0.04, 0.15), (0.055, 0.18), (0, 0.16)], 16), "cream", "on_top", at=(0.2, h + 0.07, 0))
+        p.add(lathe([(0, 0), (0.06, 0), (0.09, 0.07), (0.04, 0.15), (0.055, 0.18), (0, 0.16)], 16), "cream", "on_top",
+              at=(0.2, h + 0.07, 0))
         for x, y, z, c in ((0, 0.31, 0, "pink"), (-0.07, 0.25, 0.03, "yellow"), (0.07, 0.26, 0.02, "red")):
             p.add(tube([[0.2, h + 0.2, 0], [0.2 + x, h + y, z]], 0.012, 6), "green", "on_top")
             p.add(ellipsoid(0.05, 0.05, 0.05, 8, 12), c, "on_top", at=(0.2 + x, h + y, z))
     elif a["on_top"] == "books":
         for i, c in enumerate(("teal", "cream", "orange")):
-            p.add(box(0.26 - 0.03 * i, 0.05, 0.18), c, "on_top", at=(-0.2, h + 0.1 + 0.051 * i, 0.02), turn=(0, 14 * i - 10, 0))
+            p.add(box(0.26 - 0.03 * i, 0.05, 0.18), c, "on_top",
+                  at=(-0.2, h + 0.1 + 0.051 * i, 0.02), turn=(0, 14 * i - 10, 0))
 
 
 TABLE = Family(table, {"legs": (0.9, 1.2)}, {"top": ("round", "square"), "frame": ("wood", "black", "cream"),
@@ -167,7 +173,8 @@ def house(p, a, main):
     slope = np.degrees(np.arctan2(roof, w / 2 + 0.07))
     for x in SIDES:
         length = np.hypot(roof, w / 2 + 0.07)
-        p.add(box(length + 0.03, 0.06, d + 0.14), a["roof"], "roof", at=(x * (w / 4 + 0.035), 0.04 + h + roof / 2, 0), turn=(0, 0, -x * slope))
+        p.add(box(length + 0.03, 0.06, d + 0.14), a["roof"], "roof",
+              at=(x * (w / 4 + 0.035), 0.04 + h + roof / 2, 0), turn=(0, 0, -x * slope))
     p.add(box(0.12, 0.3, 0.12), "brown", "chimney", at=(0.19 * a["wide"], 0.05 + h + 0.62 * roof, -0.08))
     p.add(box(0.2, 0.3, 0.02), "cream", "front", at=(0, 0.2, d / 2))
     p.add(box(0.15, 0.27, 0.02), a["door"], "front", at=(0, 0.185, d / 2 + 0.01))
@@ -182,7 +189,8 @@ def house(p, a, main):
     p.add(box(0.24, 0.34, 0.02), "cream", at=(-0.2 * w, 0.22, -d / 2))
     p.add(box(0.19, 0.31, 0.02), a["back_door"], "back_door", at=(-0.2 * w, 0.205, -d / 2 - 0.012))
     p.add(box(0.24, 0.2, 0.02), "cream", at=(0.25 * w, 0.05 + 0.6 * h, -d / 2))
-    p.add(box(0.19, 0.15, 0.02), {"lit": "yellow", "dark": "black"}[a["back_window"]], "back_window", at=(0.25 * w, 0.05 + 0.6 * h, -d / 2 - 0.012))
+    p.add(box(0.19, 0.15, 0.02), {"lit": "yellow", "dark": "black"}[a["back_window"]], "back_window",
+          at=(0.25 * w, 0.05 + 0.6 * h, -d / 2 - 0.012))
 
 
 HOUSE = Family(house, {"roof_pitch": (0.8, 1.25)},
@@ -195,8 +203,8 @@ def tree(p, a, main):
     p.add(lathe([(0, 0), (0.5 * w, 0), (0.48 * w, 0.05), (0, 0.06)], 40), "grass", "ground")
     p.add(lathe([(0.13, 0.04), (0.09, 0.12), (0.075, 0.5 * t)], 16), "brown", "trunk")
     if a["crown"] == "round":
-        for x, y, z, r in ((0, 0.74, 0, 0.32), (-0.21, 0.58, 0.06, 0.21), (0.22, 0.6, 0.04, 0.2), (0.02, 0.54, 0.17, 0.2),
-                           (0, 0.56, -0.17, 0.21), (0.06, 0.94, 0.02, 0.2)):
+        for x, y, z, r in ((0, 0.74, 0, 0.32), (-0.21, 0.58, 0.06, 0.21), (0.22, 0.6, 0.04, 0.2),
+                           (0.02, 0.54, 0.17, 0.2), (0, 0.56, -0.17, 0.21), (0.06, 0.94, 0.02, 0.2)):
             p.add(ellipsoid(r * w, r * w, r * w, 12, 24), main, "crown", at=(x * w, y * t, z * w))
         front, y = 0.34 * w, 0.64
     else:
@@ -207,7 +215,8 @@ def tree(p, a, main):
     p.add(slab([[-0.13, 0], [0.13, 0], [0, 0.12]], 0.18), "red", "front", at=(0, 0.52 * t + 0.08, front))
     p.add(decal(circle(0.045)), "black", "front", at=(0, 0.53 * t, front + 0.075))
     if a["kite"] != "none":
-        kite, edge = np.array([[0, -0.19], [0.12, 0.04], [0, 0.16], [-0.12, 0.04]]), {"red": "white", "blue": "yellow"}[a["kite"]]
+        kite = np.array([[0, -0.19], [0.12, 0.04], [0, 0.16], [-0.12, 0.04]])
+        edge = {"red": "white", "blue": "yellow"}[a["kite"]]
         for scale, z, color in ((1.2, 0.0, edge), (0.95, 0.012, a["kite"])):
             p.add(slab(kite * scale * 0.95 * w, 0.02), color, "kite", at=(0, y * t, -0.35 * w - z), turn=(8, 0, 0))
 

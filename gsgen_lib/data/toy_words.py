@@ -25,7 +25,8 @@ import numpy as np
 
 from gsgen_lib.data.toy_paint import PALETTE
 
-NOUNS = ("mug", "chair", "table", "lamp", "clock", "house", "tree", "car", "rocket", "boat", "robot", "snowman", "fish", "cat")
+NOUNS = ("mug", "chair", "table", "lamp", "clock", "house", "tree",
+         "car", "rocket", "boat", "robot", "snowman", "fish", "cat")
 COLORS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "grey")
 PATTERNS = ("plain", "stripes", "dots", "checks", "zigzags")
 PATTERN_COLORS = ("white", "black", "yellow", "red", "blue")
