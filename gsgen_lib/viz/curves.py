@@ -23,8 +23,9 @@ from typing import Self
 
 from gsgen_lib.viz.picture import Picture, new_figure, style
 
-UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lr": "learning rate", "loss": "loss",
-         "lpips": "LPIPS(alex)", "num_gaussians": "number of Gaussians", "seconds": "time (s)"}  # fmt: skip
+NOISY, WINDOW = 200, 21  # from so many points on, the mean of 21 neighbours is drawn over a thin line
+UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lr": "learning rate", "loss": "loss", "l1": "L1 loss",
+         "lpips": "LPIPS(alex)", "gaussians": "number of Gaussians", "seconds": "time (s)"}  # fmt: skip
 
 
 def read_log(log) -> list[dict]:
@@ -59,13 +60,14 @@ def read_log(log) -> list[dict]:
 
 
 def training_curves(log, keys: Sequence[str] | None = None, title: str | None = None,
-                    alt: str | None = None, log_scale: Sequence[str] = ("loss", "lr")) -> Picture:
+                    alt: str | None = None, log_scale: Sequence[str] = ("loss", "l1", "lr")) -> Picture:
     """One panel per quantity, its value against the step.
 
     log: a list of dicts, a JSONL file, or {run name: log} to draw several runs in each panel.
     keys: which quantities, in order; by default every numeric one that some record has.
     log_scale: quantities whose name starts with one of these get a logarithmic axis, provided
-    that all values are positive. Values that are missing or not finite leave a gap.
+    that all values are positive. Values that are missing or not finite leave a gap. From 200 points
+    on, every value is a thin line, and the mean of 21 neighbours a thick one over it.
 
     >>> log = [{"step": i, "loss": 0.9 ** i, "psnr": 10.0 + i} for i in range(20)]
     >>> training_curves(log).alt
@@ -100,7 +102,10 @@ def training_curves(log, keys: Sequence[str] | None = None, title: str | None = 
                 ys = [y if math.isfinite(y) else math.nan for y in ys]
                 values += ys
                 # A few points are dots: a line through them would suggest more than was measured.
-                axis.plot(steps, ys, label=name, marker="o" if len(ys) < 12 else None, markersize=3)
+                line, = axis.plot(steps, ys, label=name, marker="o" if len(ys) < 12 else None, markersize=3)
+                if len(ys) >= NOISY and not all(y == round(y) for y in ys):
+                    line.set(linewidth=0.6, alpha=0.5)
+                    axis.plot(*_running_mean(steps, ys), color=line.get_color())
             if key.startswith(tuple(log_scale)) and values and min(values) > 0:
                 _plain_log_axis(axis)
             axis.set_title(_label(key), loc="left")
@@ -177,6 +182,13 @@ def in_notebook() -> bool:
     except ImportError:
         return False
     return getattr(get_ipython(), "kernel", None) is not None
+
+
+def _running_mean(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Mean of every WINDOW neighbours, at the middle one's step; the ends are left out."""
+    half = WINDOW // 2
+    means = [sum(values[i - half : i + half + 1]) / WINDOW for i in range(half, len(values) - half)]
+    return steps[half : len(steps) - half], means
 
 
 def _plain_log_axis(axis) -> None:

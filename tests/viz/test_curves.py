@@ -40,6 +40,16 @@ def test_loss_is_logarithmic_only_where_positive():
     assert zero.figure.axes[0].get_yscale() == "linear"
 
 
+def test_long_logs_get_a_running_mean_counts_do_not():
+    log = [{"step": 2 * i, "loss": 1.5 + (-1) ** i, "gaussians": 100 + i} for i in range(300)]
+    lines = drawn(viz.training_curves(log))
+    assert len(lines["number of Gaussians"]) == 1
+    raw, mean = lines["loss"]
+    assert raw == [[r["step"], r["loss"]] for r in log]
+    assert len(mean) == 280 and mean[0][0] == 20 and mean[-1][0] == 578
+    assert mean[0][1] == pytest.approx(1.5 + 1 / 21) and mean[1][1] == pytest.approx(1.5 - 1 / 21)
+
+
 def test_jsonl_file_with_a_cut_off_last_line(tmp_path):
     path = tmp_path / "log.jsonl"
     text = "".join(json.dumps(r) + "\n" for r in LOG)
