@@ -53,6 +53,17 @@ def machine() -> str:
     return f"{processor}, {cores} cores{gpu}, Python {python}, torch {torch.__version__}"
 
 
+def runs_here(name: str) -> bool:
+    """Whether this machine has what a benchmark needs: ..._gpu needs CUDA.
+
+    >>> runs_here("raster")
+    True
+    """
+    import torch
+
+    return not name.endswith("_gpu") or torch.cuda.is_available()
+
+
 def load(name: str, folder: Path = ROOT / "benchmarks") -> ModuleType:
     """The module of one benchmark. Raises ValueError naming those there are."""
     if name not in scripts(folder):
@@ -155,7 +166,8 @@ def command(arguments: list[str]) -> int:
     """`gsgen bench NAME [--json] [--save] [the benchmark's own options]`; the exit code.
 
     NAME "all" runs every benchmark, each in a process of its own, so that none sees the
-    memory and the compiled code of another. --list names them.
+    memory and the compiled code of another; those named ..._gpu only where there is a CUDA
+    device. --list names them.
     """
     parser = argparse.ArgumentParser(prog="gsgen bench", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", help="which benchmark, or: all")
@@ -169,9 +181,9 @@ def command(arguments: list[str]) -> int:
     if known.name == "all":
         flags = [a for a in arguments if a in ("--json", "--save")]
         run = [sys.executable, "-m", "gsgen_lib.cli", "bench"]
-        return max([subprocess.call([*run, name, *flags]) for name in scripts()], default=0)
+        return max([subprocess.call([*run, name, *flags]) for name in scripts() if runs_here(name)], default=0)
     try:
         return bench(known.name, options, known.json, known.save)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # unknown name, or it cannot run on this machine
         print(f"gsgen bench: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """What to run on a machine with a GPU, in pieces that each end in time.
 
     python -m tools.gpu_session                     all steps
-    python -m tools.gpu_session tests raster        some of them
+    python -m tools.gpu_session raster_gpu          some of them
     python -m tools.gpu_session --list
 
 Runs the GPU tests and the GPU benchmarks one after the other, each in a process of its own that
@@ -37,7 +37,7 @@ class Step:
 
 STEPS = (
     Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"), 400),
-    Step("raster", (*BENCH, "raster", "--json"), 400),
+    Step("raster_gpu", (*BENCH, "raster_gpu", "--json"), 400),
 )
 
 

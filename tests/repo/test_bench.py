@@ -84,6 +84,14 @@ def test_every_saved_result_has_its_script_and_origin():
         bench.checked(result)
 
 
+def test_gpu_session_steps_exist():
+    for step in gpu_session.STEPS:
+        if step.arguments[:3] == gpu_session.BENCH:
+            assert step.arguments[3] in bench.scripts()
+        else:
+            assert (ROOT / step.arguments[-1]).is_dir()
+
+
 def test_gpu_session_ends_steps_in_time_and_reports(capsys, monkeypatch):
     assert all(step.budget < 600 for step in gpu_session.STEPS)
     sleeper = "print('hi', flush=True); import time; time.sleep(60)"
