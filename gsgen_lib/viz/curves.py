@@ -103,7 +103,7 @@ def training_curves(log, keys: Sequence[str] | None = None, title: str | None = 
                 values += ys
                 # A few points are dots: a line through them would suggest more than was measured.
                 line, = axis.plot(steps, ys, label=name, marker="o" if len(ys) < 12 else None, markersize=3)
-                if len(ys) >= NOISY and not all(y == round(y) for y in ys):
+                if len(ys) >= NOISY and any(not y.is_integer() for y in ys if math.isfinite(y)):
                     line.set(linewidth=0.6, alpha=0.5)
                     axis.plot(*_running_mean(steps, ys), color=line.get_color())
             if key.startswith(tuple(log_scale)) and values and min(values) > 0:

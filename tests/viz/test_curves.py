@@ -42,6 +42,7 @@ def test_loss_is_logarithmic_only_where_positive():
 
 def test_long_logs_get_a_running_mean_counts_do_not():
     log = [{"step": 2 * i, "loss": 1.5 + (-1) ** i, "gaussians": 100 + i} for i in range(300)]
+    viz.training_curves([*log, {"step": 600, "loss": math.inf, "gaussians": math.nan}])  # a gap is fine
     lines = drawn(viz.training_curves(log))
     assert len(lines["number of Gaussians"]) == 1
     raw, mean = lines["loss"]
