@@ -32,7 +32,7 @@ def main(split: str = "test", objects: int = 0, seed: int = 0, steps: int = FitC
     """Fit every object of `split` that has a mesh (or the first `objects` of them)."""
     import numpy as np
 
-    ids = [o["id"] for o in list_objects(split) if o.get("mesh")]
+    ids = [o["id"] for o in list_objects(split) if "mesh" in o["files"]]
     ids = ids[:objects] if objects else ids
     cams = cameras()
     held_out = torch.arange(len(cams)) % 4 == 1

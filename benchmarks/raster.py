@@ -23,6 +23,7 @@ import torch
 
 from gsgen_lib import Cameras, Gaussians, rasterize
 from gsgen_lib.raster import numba_composite as nc
+from gsgen_lib.raster.numba_engine import LIMITS
 from gsgen_lib.raster.numba_setup import set_num_threads
 from gsgen_lib.raster.projection import project
 
@@ -100,8 +101,9 @@ def simd_seconds_per_pair() -> float:
     grads = np.zeros((M, nc.GRADS), np.float32)
 
     def both():
-        nc.composite_forward(0, 1, attr, entries, tile_range, gaussian, rows, rgb, depth, alpha, used)
-        nc.composite_backward(0, 1, attr, entries, tile_range, gaussian, rows, used, rgb, depth, alpha, rgb, depth, alpha, grads)
+        nc.composite_forward(0, 1, attr, entries, tile_range, gaussian, rows, rgb, depth, alpha, used, *LIMITS)
+        nc.composite_backward(0, 1, attr, entries, tile_range, gaussian, rows, used, rgb, depth, alpha, rgb, depth, alpha,
+                              grads, *LIMITS)
 
     both()
     best = min(_timed(both) for _ in range(300))

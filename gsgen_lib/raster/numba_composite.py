@@ -24,7 +24,6 @@ import math
 
 import numpy as np
 
-from gsgen_lib.raster import projection
 from gsgen_lib.raster.numba_setup import jit
 
 TILE_W, TILE_H = 8, 16
@@ -33,7 +32,6 @@ GRADS = 10
 CHECK_EVERY = 32  # Gaussians between two looks at whether the whole tile is finished
 
 f4 = np.float32
-MAX_ALPHA, ALPHA_MIN, T_MIN = f4(projection.MAX_ALPHA), f4(projection.ALPHA_MIN), f4(projection.T_MIN)
 ZERO, HALF, ONE = f4(0), f4(0.5), f4(1)
 SIGMA_CAP = f4(8)  # exp(-8) is far below 1/255
 # Unsigned pixel indices: a signed one would be tested for Python's negative indexing, which stops vectorisation.
@@ -96,7 +94,7 @@ def bounding_tiles(attr, radii, i, tiles_x, tiles_y):
 
 @jit()
 def bin_tiles(start, stop, attr, radii, order, tiles_x, tiles_y, first, count, entry_tile, entry_rows, entry_gaussian,
-              histogram):
+              histogram, alpha_min):
     """Write the (Gaussian, tile) entries of order[start:stop]: tile, rows within it, and who it is.
 
     Within a strip of 8 columns the ellipse sigma <= log(255 opacity) covers a known range of rows: its highest point
@@ -106,7 +104,7 @@ def bin_tiles(start, stop, attr, radii, order, tiles_x, tiles_y, first, count, e
     for j in range(start, stop):
         i = order[j]
         x, y = float(attr[i, 0]) + attr[i, 10], float(attr[i, 1]) + attr[i, 11]
-        m, tau = float(attr[i, 3]), math.log(255.0 * attr[i, 5]) + 1e-4
+        m, tau = float(attr[i, 3]), math.log(attr[i, 5] / alpha_min) + 1e-4
         c, inv_A = 0.5 / attr[i, 4], 0.5 / attr[i, 2]  # cov_yy and 1 / A
         y_max = math.sqrt(2 * tau * c)
         cov_xx = inv_A + m * m * c
@@ -185,11 +183,13 @@ def tile_is_finished(s):
 
 
 @jit(fastmath=True)
-def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, entry_rows, rgb, depth, alpha, used):
+def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, entry_rows, rgb, depth, alpha, used,
+                      alpha_min, max_alpha, t_min):
     """Composite the tiles start <= (image, tile) < stop.
 
     attr: (M, N, ATTR) of M images; tile_range: (M tiles + 1,) into entries; rgb: (M, H, W, 3), depth, alpha:
-    (M, H, W); used: (M tiles,) how many entries were visited before the whole tile was finished.
+    (M, H, W); used: (M tiles,) how many entries were visited before the whole tile was finished; alpha_min, max_alpha,
+    t_min: the constants of `projection.py` as float32 (arguments, because compiled code would keep old ones).
     """
     height, width = depth.shape[1], depth.shape[2]
     tiles_x, tiles_y = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
@@ -215,11 +215,11 @@ def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, en
                 dx, dy = s[p] - mx, s[ROW1 + p] - my
                 slanted = dx + m * dy
                 sigma = min(h * slanted * slanted + q * dy * dy, SIGMA_CAP)
-                a = min(MAX_ALPHA, o * exp_neg(sigma))
+                a = min(max_alpha, o * exp_neg(sigma))
                 T = s[ROW2 + p]
                 T_next = T * (ONE - a)
-                hit = a >= ALPHA_MIN
-                ok = hit & (T_next > T_MIN)
+                hit = a >= alpha_min
+                ok = hit & (T_next > t_min)
                 w = T * a if ok else ZERO
                 s[ROW3 + p] += w * r
                 s[ROW4 + p] += w * g
@@ -239,7 +239,7 @@ def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, en
 
 @jit(fastmath=True)
 def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, entry_rows, used, rgb, depth, alpha,
-                       v_rgb, v_depth, v_alpha, grads):
+                       v_rgb, v_depth, v_alpha, grads, alpha_min, max_alpha, t_min):
     """Gradients of the tiles start <= (image, tile) < stop into grads (K, GRADS), one row per (Gaussian, tile)."""
     height, width = depth.shape[1], depth.shape[2]
     tiles_x, tiles_y = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
@@ -272,17 +272,17 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 slanted = dx + m * dy
                 sigma = min(h * slanted * slanted + q * dy * dy, SIGMA_CAP)
                 a_free = o * exp_neg(sigma)
-                a = min(MAX_ALPHA, a_free)
+                a = min(max_alpha, a_free)
                 T = s[ROW2 + p]
                 T_next = T * (ONE - a)
-                hit = a >= ALPHA_MIN
-                ok = hit & (T_next > T_MIN)
+                hit = a >= alpha_min
+                ok = hit & (T_next > t_min)
                 w = T * a if ok else ZERO
                 gr, gg, gb, gz = s[ROW3 + p], s[ROW4 + p], s[ROW5 + p], s[ROW6 + p]
                 cv = r * gr + g * gg + b * gb + z * gz
                 R = s[ROW7 + p] - w * cv
                 d_alpha = T * cv - R / (ONE - a)
-                u = -a * d_alpha if ok & (a_free <= MAX_ALPHA) else ZERO
+                u = -a * d_alpha if ok & (a_free <= max_alpha) else ZERO
                 s[ROW7 + p] = R
                 s[ROW2 + p] = T_next if ok else (-abs(T) if hit else T)
                 vr += w * gr

@@ -18,12 +18,14 @@ from gsgen_lib.raster import numba_composite as nc
 from gsgen_lib.raster import numba_projection as npj
 from gsgen_lib.raster.api import RenderInfo
 from gsgen_lib.raster.numba_setup import chunks, run_parallel
+from gsgen_lib.raster.projection import ALPHA_MIN, MAX_ALPHA, MAX_EXTENT, T_MIN
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 
 # Pieces per step: enough to keep threads busy, large enough to be worth a call (about 10 microseconds). They do not
 # depend on the number of threads, so neither do sums.
 CHUNKS, LEAST_GAUSSIANS, LEAST_TILES = 16, 256, 8
+LIMITS = tuple(np.float32(x) for x in (ALPHA_MIN, MAX_ALPHA, T_MIN))
 
 
 def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
@@ -75,7 +77,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     radii = np.empty((B, V, N, 2), np.int32)
     run_parallel(npj.project_forward, [
         (a, b, means, quats, scales, opacities, colors, viewmats, Ks, float(width), float(height), float(near), float(far),
-         float(eps2d), float(radius_clip), antialiased, attr, radii) for a, b in chunks(B * N, CHUNKS, LEAST_GAUSSIANS)])
+         float(eps2d), float(radius_clip), ALPHA_MIN, MAX_EXTENT, antialiased, attr, radii) for a, b in chunks(B * N, CHUNKS, LEAST_GAUSSIANS)])
     attr, radii = attr.reshape(M, N, npj.ATTR), radii.reshape(M, N, 2)
 
     # Depth order of each image, then room for its (Gaussian, tile) entries: an upper bound from the bounding boxes.
@@ -98,7 +100,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     histogram = np.zeros((len(pieces), tiles), np.int64)
     run_parallel(nc.bin_tiles, [
         (a, b, attr[m], radii[m], order[m], tiles_x, tiles_y, first[m], count[m], entry_tile, entry_rows, entry_gaussian,
-         histogram[i]) for i, (m, a, b) in enumerate(pieces)])
+         histogram[i], ALPHA_MIN) for i, (m, a, b) in enumerate(pieces)])
     tile_range, position = _tile_ranges(histogram, [m for m, _, _ in pieces], M)
     entries = np.empty(tile_range[-1], np.int64)
     run_parallel(nc.scatter_to_tiles, [
@@ -108,7 +110,7 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     depth, alpha = (np.empty((M, height, width), np.float32) for _ in range(2))
     used = np.empty(M * tiles, np.int64)
     run_parallel(nc.composite_forward, [
-        (a, b, attr, entries, tile_range, entry_gaussian, entry_rows, rgb, depth, alpha, used)
+        (a, b, attr, entries, tile_range, entry_gaussian, entry_rows, rgb, depth, alpha, used, *LIMITS)
         for a, b in chunks(M * tiles, 2 * CHUNKS, LEAST_TILES)])
     return dict(attr=attr, radii=radii, first=first, count=count, entries=entries, tile_range=tile_range,
                 entry_gaussian=entry_gaussian, entry_rows=entry_rows, rgb=rgb, depth=depth, alpha=alpha, used=used)
@@ -143,7 +145,7 @@ def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarr
     grads = np.zeros((len(entry_gaussian), nc.GRADS), np.float32)
     run_parallel(nc.composite_backward, [
         (a, b, state["attr"], state["entries"], state["tile_range"], entry_gaussian, entry_rows, state["used"],
-         state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, grads)
+         state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, grads, *LIMITS)
         for a, b in chunks(len(state["used"]), 2 * CHUNKS, LEAST_TILES)])
 
     v_means, v_quats, v_scales, v_opacities, v_colors = (np.zeros_like(x) for x in (means, quats, scales, opacities, colors))

@@ -22,7 +22,6 @@ import math
 import numpy as np
 
 from gsgen_lib.raster.numba_setup import jit
-from gsgen_lib.raster.projection import ALPHA_MIN, MAX_EXTENT
 
 ATTR = 12  # x and y rounded down, h, m, k, opacity, r, g, b, z, fractions of x and y
 BIG = 2.0**30
@@ -85,7 +84,7 @@ def linearise(P, x, y, z, xx, xy, xz, yy, yz, zz, width, height):
 
 @jit()
 def project_forward(start, stop, means, quats, scales, opacities, colors, viewmats, Ks, width, height, near, far,
-                    eps2d, radius_clip, antialiased, attr, radii):
+                    eps2d, radius_clip, alpha_min, max_extent, antialiased, attr, radii):
     """Fill attr (B, V, N, ATTR) and radii (B, V, N, 2) for the Gaussians start <= b N + n < stop."""
     N, V, color_views = means.shape[1], viewmats.shape[1], colors.shape[1]
     for i in range(start, stop):
@@ -112,9 +111,9 @@ def project_forward(start, stop, means, quats, scales, opacities, colors, viewma
             opacity = float(opacities[b, n])
             if antialiased:
                 opacity *= math.sqrt(max(cxx * cyy - cxy * cxy, 0.0) / det)
-            if opacity < ALPHA_MIN:
+            if opacity < alpha_min:
                 continue
-            extent = min(MAX_EXTENT, math.sqrt(2 * math.log(255 * opacity)))
+            extent = min(max_extent, math.sqrt(2 * math.log(opacity / alpha_min)))
             rx, ry = min(math.ceil(extent * math.sqrt(a)), BIG), min(math.ceil(extent * math.sqrt(c)), BIG)
             if rx <= radius_clip and ry <= radius_clip:
                 continue

@@ -1,0 +1,91 @@
+"""Each of these lines is guarded: breaking it turns a test red.
+
+The library and the tests are copied, one line of the copy is broken, and the tests that should notice are run there.
+The unbroken copy passes the same tests.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RASTER, SCENE = "tests/raster/test_raster.py", "tests/scene/test_scene.py"
+VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
+GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
+
+# what is broken: (file in gsgen_lib, the line's text, its replacement, tests that must notice)
+BUGS = {
+    "depth sort skipped, numba": ("raster/numba_composite.py", "keys[:], order[:n] = keys2, order2", "keys[:] = keys2",
+                                  f"{VALUES}[hundreds overlapping-False-numba]"),
+    "depth sort skipped, reference": ("raster/reference.py", "visible[torch.argsort(p.depths[b, v, visible].detach(), stable=True)]",
+                                      "visible", f"{VALUES}[hundreds overlapping-False-reference]"),
+    "pixel centre": ("raster/numba_composite.py", "s[p], s[PIXELS + p] = x + HALF, y + HALF", "s[p], s[PIXELS + p] = f4(x), f4(y)",
+                     f"{VALUES}[a ball-False-numba]"),
+    "transposed rotation": ("scene/gaussians.py", "1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),",
+                            "1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y),",
+                            f"{SCENE}::test_quaternions_equal_scipy"),
+    "transposed rotation, numba": ("raster/numba_projection.py", "2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),",
+                                   "2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),", f"{VALUES}[a ball-False-numba]"),
+    "SH sign": ("scene/sh.py", "basis += [-c1 * y, c1 * z, -c1 * x]", "basis += [-c1 * y, c1 * z, c1 * x]",
+                f"{SCENE}::test_sh_basis_equals_scipy_real_harmonics"),
+    "background left out of the gradient": ("raster/api.py", "rgb + (1.0 - alpha) * background[", "rgb + (1.0 - alpha.detach()) * background[",
+                                            f"{GRADIENTS}[a ball-False-numba]"),
+    "what lies behind left out of dL/dalpha": ("raster/numba_composite.py", "d_alpha = T * cv - R / (ONE - a)", "d_alpha = T * cv",
+                                               f"{GRADIENTS}[a ball-False-numba]"),
+    "gradient through the clamp of alpha": ("raster/numba_composite.py", "if ok & (a_free <= max_alpha) else ZERO", "if ok else ZERO",
+                                            f"{GRADIENTS}[opacity 0 and 1-False-numba]"),
+    "transmittance never runs out": ("raster/numba_composite.py", "ok = hit & (T_next > t_min)\n                w = T * a if ok else ZERO\n                s[ROW3",
+                                     "ok = hit & (T_next > ZERO)\n                w = T * a if ok else ZERO\n                s[ROW3",
+                                     f"{VALUES}[hundreds overlapping-False-numba]"),
+    "row of a tile forgotten": ("raster/numba_composite.py", "math.ceil(y + low - 0.502)", "math.ceil(y + low + 0.498)",
+                                f"{VALUES}[a ball-False-numba]"),
+    "depth's share of the Jacobian gradient": ("raster/numba_projection.py", "v_z -= 2 * v_az * az / z", "v_z -= v_az * az / z",
+                                               f"{GRADIENTS}[a ball-False-numba]"),
+    "quaternion normalisation": ("raster/numba_projection.py", "return inv * (vw - along * w)", "return inv * vw",
+                                 f"{GRADIENTS}[a ball-False-numba]"),
+    "antialiasing left out": ("raster/projection.py", "opacities = opacities * torch.where(det_orig > 0", "opacities = opacities * torch.where(det_orig < 0",
+                              f"{VALUES}[a ball-True-reference]"),
+    "ray through the pixel corner": ("scene/cameras.py", "u = torch.arange(self.width, **opts) + 0.5", "u = torch.arange(self.width, **opts)",
+                                     f"{SCENE}::test_rays_go_through_the_pixels_that_points_project_to"),
+    "PLY bands not channel-major": ("scene/ply.py", "sh[:, 1:].transpose(1, 2).flatten(1)", "sh[:, 1:].flatten(1)", "tests/scene/test_ply.py"),
+    "split Gaussian kept": ("systems/fitting.py", "keep[split] = False", "keep[split] = True",
+                            "tests/systems/test_fitting.py::test_small_gaussians_are_cloned_large_ones_split_transparent_ones_pruned"),
+}
+
+
+def copy_tree(target: Path) -> None:
+    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems"):
+        shutil.copytree(ROOT / name, target / name)  # with compiled kernels: only what changes is compiled again
+
+
+def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    env.pop("NUMBA_CACHE_DIR", None)
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
+                           "--rootdir", str(folder), *tests], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bug_is_noticed(bug, tmp_path):
+    file, line, broken, test = BUGS[bug]
+    copy_tree(tmp_path)
+    source = tmp_path / "gsgen_lib" / file
+    text = source.read_text()
+    assert text.count(line) == 1, f"{file}: the line to break occurs {text.count(line)} times; mend this test"
+    source.write_text(text.replace(line, broken))
+    result = run_tests(tmp_path, [test])
+    assert result.returncode == 1 and "1 failed" in result.stdout, result.stdout[-1500:] + result.stderr[-500:]
+
+
+def test_the_unbroken_copy_passes(tmp_path):
+    copy_tree(tmp_path)
+    probe = "import gsgen_lib; print(gsgen_lib.__file__)"
+    where = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True,
+                           env={**os.environ, "PYTHONPATH": str(tmp_path)}).stdout
+    assert where.startswith(str(tmp_path))
+    result = run_tests(tmp_path, sorted({test for _, _, _, test in BUGS.values()}))
+    assert result.returncode == 0, result.stdout[-1500:]
