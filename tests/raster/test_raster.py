@@ -43,6 +43,7 @@ def edge_cases():
         "screen-filling": (one_splat(scales=[[2.0, 2.0, 2.0]], opacities=[0.4]), front),
         "a needle across the screen": (one_splat(scales=[[1.0, 1e-3, 1e-3]]), front),
         "opacity 0 and 1": (Gaussians(g.means, g.quats, g.scales, (g.opacities > 0.7).float(), g.colors), cams),
+        "opaque and large": (one_splat(scales=[[2.0, 2.0, 2.0]], opacities=[1.0]), front),
         "N = 1": (one_splat(), cams),
         "N = 0": (Gaussians.random(0), cams),
         "one pixel": (g, Cameras.orbit(1, width=1, height=1)),
@@ -97,7 +98,7 @@ def losses(out, generator):
 @pytest.mark.parametrize("engine", ["reference", "numba"])
 @pytest.mark.parametrize("antialiased", [False, True])
 @pytest.mark.parametrize("case", ["a ball", "behind and beside the camera", "camera inside the cloud", "hundreds overlapping",
-                                  "opacity 0 and 1", "on the border", "sub-pixel", "screen-filling", "N = 1"])
+                                  "opacity 0 and 1", "opaque and large", "on the border", "sub-pixel", "screen-filling", "N = 1"])
 def test_gradients_equal_autograd_of_the_oracle(case, antialiased, engine):
     g, cams = edge_cases()[case]
     cams = cams[:1]

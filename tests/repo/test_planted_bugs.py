@@ -37,7 +37,7 @@ BUGS = {
     "what lies behind left out of dL/dalpha": ("raster/numba_composite.py", "d_alpha = T * cv - R / (ONE - a)", "d_alpha = T * cv",
                                                f"{GRADIENTS}[a ball-False-numba]"),
     "gradient through the clamp of alpha": ("raster/numba_composite.py", "if ok & (a_free <= max_alpha) else ZERO", "if ok else ZERO",
-                                            f"{GRADIENTS}[opacity 0 and 1-False-numba]"),
+                                            f"{GRADIENTS}[opaque and large-False-numba]"),
     "transmittance never runs out": ("raster/numba_composite.py", "ok = hit & (T_next > t_min)\n                w = T * a if ok else ZERO\n                s[ROW3",
                                      "ok = hit & (T_next > ZERO)\n                w = T * a if ok else ZERO\n                s[ROW3",
                                      f"{VALUES}[hundreds overlapping-False-numba]"),
