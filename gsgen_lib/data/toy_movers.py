@@ -80,13 +80,13 @@ def rocket(p, a, main):
     y = 0.53 * t
     p.add(drape(decal(circle(0.135) + [0, y], 4), lathe_surface(body, 0.01)), "cream", "front")
     p.add(drape(decal(circle(0.1) + [0, y], 4), lathe_surface(body, 0.018)), "glass", "front")
-    p.add(drape(decal(rectangle(0.24, 0.3) + [0, 0.44 * t], 4), lathe_surface(body, 0.006)), "cream", turn=BACK)
+    p.add(drape(decal(rectangle(0.24, 0.3, 6) + [0, 0.44 * t], 4), lathe_surface(body, 0.008)), "cream", turn=BACK)
     if a["on_the_back"] == "booster":
         p.add(lathe([(0.05, 0), (0.085, 0.04), (0.085, 0.34), (0, 0.46)], 20), "gold", "on_the_back",
               at=(0, 0.26 * t, -w))
     elif a["on_the_back"] == "hatch":
-        hatch = decal(rectangle(0.18, 0.24) + [0, 0.44 * t], 4)
-        p.add(drape(hatch, lathe_surface(body, 0.016)), "red", "on_the_back", turn=BACK)
+        hatch = decal(rectangle(0.18, 0.24, 6) + [0, 0.44 * t], 4)
+        p.add(drape(hatch, lathe_surface(body, 0.016)), "black", "on_the_back", turn=BACK)
 
 
 ROCKET = Family(rocket, {"nose": (0.9, 1.2)}, {"trim": ("red", "black", "yellow", "blue")},
@@ -270,9 +270,9 @@ def cat(p, a, main):
         p.add(ellipsoid(0.08, 0.08, 0.08, 10, 16), "cream", "tail", at=(0, 0.2, z + 0.02))
     else:
         x = 1 if a["tail"] == "right" else -1
-        path = np.array([[-0.1, 0.16, z], [-0.03, 0.15, z - 0.03], [0.05, 0.16, z - 0.03], [0.1, 0.21, z - 0.02],
-                         [0.1, 0.29, z + 0.01], [0.04, 0.33, z + 0.02]])
-        p.add(tube(path * [x, 1, 1], 0.058, 10), "cream", "tail")
+        path = np.array([[-0.02, 0.17, z], [0.03, 0.15, z - 0.03], [0.09, 0.16, z - 0.03], [0.13, 0.21, z - 0.01],
+                         [0.13, 0.29, z + 0.01], [0.07, 0.33, z + 0.03]])
+        p.add(tube(path * [0.88 * x, 1, 1], 0.058, 10), "cream", "tail")
 
 
 CAT = Family(cat, {"head_size": (0.95, 1.15)},

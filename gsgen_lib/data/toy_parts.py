@@ -197,9 +197,11 @@ def circle(radius: float, corners: int = 24) -> np.ndarray:
     return radius * np.stack([np.cos(a), np.sin(a)], 1)
 
 
-def rectangle(width: float, height: float) -> np.ndarray:
-    """Corners of a rectangle (4, 2)."""
-    return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.array([width, height]) / 2
+def rectangle(width: float, height: float, cuts: int = 1) -> np.ndarray:
+    """Outline of a rectangle, (4 cuts, 2); cut the sides to drape it over something round."""
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * np.array([width, height]) / 2
+    t = np.arange(4 * cuts) / cuts
+    return np.stack([np.interp(t, np.arange(5), corners[:, axis]) for axis in (0, 1)], 1)
 
 
 def star(radius: float, points: int = 5, inner: float = 0.5) -> np.ndarray:

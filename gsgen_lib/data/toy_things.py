@@ -68,12 +68,14 @@ def chair(p, a, main):
         p.add(box(0.07, seat, 0.07), a["frame"], "legs", at=(x * (w / 2 - 0.035), seat / 2, d / 2 - 0.035))
         p.add(box(0.07, seat + top, 0.1), a["frame"], "legs", at=(x * (w / 2 - 0.035), (seat + top) / 2, -d / 2 + 0.05))
     p.add(box(w, 0.05, d), a["frame"], "seat", at=(0, seat, 0))
-    p.add(box(w - 0.04, 0.08, d - 0.09, top=(0.94, 0.94)), main, "front", at=(0, seat + 0.065, 0.045))
+    p.add(box(w - 0.04, 0.08, d - 0.09, top=(0.94, 0.94)), main, "seat", at=(0, seat + 0.065, 0.045))
     rest = top - 0.14  # height of the back rest, above a gap
-    p.add(box(w - 0.14, rest, 0.05), main, "back_rest", at=(0, seat + top - rest / 2 - 0.02, -d / 2 + 0.06))
-    p.add(box(w - 0.13, rest - 0.02, 0.012), "cream", "back_rest", at=(0, seat + top - rest / 2 - 0.02, -d / 2 + 0.03))
+    middle = seat + top - rest / 2 - 0.02
+    p.add(box(w - 0.14, rest, 0.05), main, "back_rest", at=(0, middle, -d / 2 + 0.06))
+    p.add(decal(heart(0.4 * min(rest, w - 0.14))), "cream", "front", at=(0, middle, -d / 2 + 0.09))
+    p.add(box(w - 0.13, rest - 0.02, 0.012), "cream", "back_rest", at=(0, middle, -d / 2 + 0.03))
     p.add(decal(rectangle(w - 0.18, rest - 0.07)), a["back_panel"], "back_panel",
-          at=(0, seat + top - rest / 2 - 0.02, -d / 2 + 0.02), turn=BACK)
+          at=(0, middle, -d / 2 + 0.02), turn=BACK)
     p.add(box(w + 0.02, 0.05, 0.1), a["frame"], "back_rest", at=(0, seat + top, -d / 2 + 0.05))
 
 

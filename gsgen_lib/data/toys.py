@@ -45,7 +45,7 @@ from gsgen_lib.data.toy_words import (
     pattern_colors,
 )
 
-__all__ = ["FAMILIES", "Toy", "heldout_combinations", "make_toy", "parse_caption", "sample_toy"]
+__all__ = ["FAMILIES", "Toy", "heldout_combinations", "make_toy", "parse_caption", "sample_attributes", "sample_toy"]
 
 FAMILIES: dict[str, Family] = {
     "mug": toy_things.MUG, "chair": toy_things.CHAIR, "table": toy_things.TABLE, "lamp": toy_things.LAMP,
@@ -129,7 +129,7 @@ class Toy:
                     shown.add(value)
             truth = self.attributes[name]
             possible = {truth} if truth in shown else set(odds) - shown
-            total = sum(odds[value] for value in possible)
+            total = sum(odds[value] for value in possible) if shown else 1.0
             result[name] = {value: p / total if value in possible else 0.0 for value, p in odds.items()}
         return result
 
@@ -182,14 +182,24 @@ def make_toy(family: str, attributes: dict) -> Toy:
 
 
 def sample_toy(generator: np.random.Generator, family: str | None = None, split: str = "train", **fixed) -> Toy:
-    """Draw a toy. `family` and any attribute may be fixed; all else is random.
+    """Draw a toy; arguments as in `sample_attributes`.
+
+    >>> sample_toy(np.random.default_rng(1), "boat", color="blue", pattern="stripes", build="wide").caption
+    'a wide blue boat with black stripes'
+    """
+    return make_toy(*sample_attributes(generator, family, split, **fixed))
+
+
+def sample_attributes(generator: np.random.Generator, family: str | None = None, split: str = "train",
+                      **fixed) -> tuple[str, dict]:
+    """Draw (family, attributes) of a toy. `family` and any attribute may be fixed; all else is random.
 
     split "train" never gives a held-out (family, color, pattern), "test" only those, "all" any.
     Hidden attributes are drawn with the odds of FAMILIES[family].hidden, independently of the rest.
     Raises ValueError for unknown names or values, or if what is fixed does not occur in the split.
 
-    >>> sample_toy(np.random.default_rng(1), "boat", color="blue", pattern="stripes", build="wide").caption
-    'a wide blue boat with black stripes'
+    >>> sample_attributes(np.random.default_rng(0), "clock", color="red")[1]["back_cover"]
+    'purple'
     """
     if not isinstance(generator, np.random.Generator):
         raise TypeError(f"generator: wanted np.random.default_rng(seed), got a {type(generator).__name__}")
@@ -217,7 +227,9 @@ def sample_toy(generator: np.random.Generator, family: str | None = None, split:
     unknown = sorted(set(fixed) - set(drawn))
     if unknown:
         raise ValueError(f"a {family} has no attribute {unknown[0]!r}; it has {', '.join(drawn)}")
-    return make_toy(family, {**drawn, **fixed})
+    attributes = {**drawn, **fixed}
+    _check(family, attributes)
+    return family, attributes
 
 
 @lru_cache(maxsize=512)
