@@ -24,6 +24,6 @@ def data_root() -> Path:
         source = "which GSGEN_DATA names" if override else "where a checkout of the repository keeps it"
         raise FileNotFoundError(
             f"{root}: no data folder here, {source}. Clone the repository (the data is part of it), set "
-            "GSGEN_DATA to its data folder, or rebuild it with `gsgen data build SOURCE`."
+            "GSGEN_DATA to its data folder, or rebuild it with `gsgen data build SOURCE OUT`."
         )
     return root

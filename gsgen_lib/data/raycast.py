@@ -32,6 +32,7 @@ from gsgen_lib.data.meshes import Mesh
 
 LIGHT = np.array([0.60, 0.95, 0.78], dtype=np.float32)  # brightness of faces along x, y, z
 STEP = 1e-4  # how far behind a see-through surface the ray goes on, in world units
+GRAZING = 0.02  # |cos| below which a surface is seen edge-on, that is, not at all
 OPAQUE = 1 - 1 / 512  # a ray that has met this much opacity stops
 
 
@@ -126,8 +127,8 @@ def sample_surface(mesh: Mesh, n: int, generator: np.random.Generator, shaded: b
 def visible_points(mesh: Mesh, points: np.ndarray, normals: np.ndarray, eyes: np.ndarray) -> np.ndarray:
     """Which points (n, 3) on the surface each eye (E, 3) sees: (E, n) bool.
 
-    A point is hidden if an opaque triangle lies between it and the eye; see-through materials and
-    alpha textures hide nothing. Points are lifted off their surface towards the eye along `normals`.
+    A point is hidden if an opaque triangle lies between it and the eye (see-through materials and alpha
+    textures hide nothing) or if its surface is seen edge-on. Points are lifted off their surface towards the eye along `normals`.
 
     >>> square = Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
     >>> eyes = np.array([[0.2, 0.2, 1.0], [0.2, 0.2, -1.0]])
@@ -138,17 +139,16 @@ def visible_points(mesh: Mesh, points: np.ndarray, normals: np.ndarray, eyes: np
     solid = np.array([m.color[3] > 0.95 and (m.texture is None or m.texture[..., 3].min() > 242)
                       for m in mesh.materials])[mesh.material_ids]
     eyes = np.asarray(eyes, dtype=np.float32)
-    if not solid.any():
-        return np.ones((len(eyes), len(points)), dtype=bool)
     embree = _build_embree(mesh.vertices, mesh.faces[solid])
     seen = np.zeros((len(eyes), len(points)), dtype=bool)
     for i, eye in enumerate(eyes):
-        side = np.sign(np.einsum("nx,nx->n", eye - points, normals))[:, None]
-        start = (points + 10 * STEP * side * normals).astype(np.float32)
+        to_eye = eye - points
+        cosine = np.einsum("nx,nx->n", to_eye, normals) / np.linalg.norm(to_eye, axis=1)
+        start = (points + 10 * STEP * np.where(cosine < 0, -1, 1)[:, None] * normals).astype(np.float32)
         way = (eye - start).astype(np.float32)
         far = np.linalg.norm(way, axis=1).astype(np.float32)
         hit = embree.run(start, np.ascontiguousarray(way / far[:, None]), far, query="OCCLUDED")
-        seen[i] = np.asarray(hit) < 0
+        seen[i] = (np.asarray(hit) < 0) & (np.abs(cosine) > GRAZING)
     return seen
 
 
@@ -227,7 +227,7 @@ def _trace(scene, o, d, pixel_angle, layers, geometry=False):
         if geometry:
             half = (before < 0.5) & (after >= 0.5)
             distance[alive[half]] = t[half]
-            normal[alive[half]] = -np.sign(cosine[half, None]) * face_normal[half]
+            normal[alive[half]] = np.where(cosine[half, None] > 0, -1, 1) * face_normal[half]
         go_on = after < OPAQUE
         alive, travelled = alive[go_on], t[go_on] + STEP
     return rgba, distance, normal

@@ -17,7 +17,7 @@ the same files again; a model that is missing or differs (SHA-256 of its .obj) i
 As Sweet Home 3D shows a model, so it is built: turned by the catalogue's `modelRotation`, stretched along
 its axes to the catalogue's width, height and depth; x is width, y up, and the front looks along +z.
 
-    gsgen data build sweethome3d-furniture_1.8-1_all.deb --out data
+    gsgen data build sweethome3d-furniture_1.8-1_all.deb data
 
 Attribution is a duty for CC-BY: `data/CREDITS.md` names creator, licence and source of every object.
 """

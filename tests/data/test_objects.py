@@ -194,6 +194,8 @@ def test_make_object_writes_what_the_renderer_shows(tmp_path):
 def test_words():
     assert describe("Oak table", np.array([[0.5, 0.3, 0.1]] * 9 + [[1, 1, 1]])) == "a brown oak table"
     assert describe("TV stand", np.array([[1.0, 0.55, 0.0]] * 5)) == "an orange TV stand"
+    rainbow = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    assert describe("Xylophone", rainbow) == "a colorful xylophone"
     assert {color_name(c) for c in np.random.default_rng(0).random((500, 3))} <= {
         "black", "white", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple", "pink"}
 

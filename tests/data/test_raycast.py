@@ -278,8 +278,16 @@ def test_visible_points_against_brute_force():
     assert 0.2 < seen.mean() < 0.95
 
 
+def test_edge_on_is_not_seen():
+    mesh, points, normals = square(), np.array([[0.1, 0.1, 0.0]]), np.array([[0, 0, 1.0]])
+    eyes = np.array([[2.0, 0.3, 0.0], [2.0, 0.3, 0.01], [2.0, 0.3, 0.5], [2.0, 0.3, -0.5]])
+    assert visible_points(mesh, points, normals, eyes).ravel().tolist() == [False, False, True, True]
+
+
 def test_glass_hides_nothing():
     mesh = stack((0.1, (1, 1, 1, 0.3)), (-0.1, (0, 0, 1, 1)))
     eyes, up = np.array([[0, 0, 2.0], [0, 0, -2.0]]), np.array([[0, 0, 1.0]])
     assert visible_points(mesh, np.array([[0, 0, -0.1]]), up, eyes).ravel().tolist() == [True, True]
+    all_glass = stack((0.1, (1, 1, 1, 0.3)), (-0.1, (0, 0, 1, 0.3)))
+    assert visible_points(all_glass, np.array([[0, 0, 0.1]]), up, eyes).ravel().tolist() == [True, True]
     assert visible_points(mesh, np.array([[0, 0, 0.1]]), up, eyes).ravel().tolist() == [True, False]
