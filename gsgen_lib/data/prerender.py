@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from gsgen_lib.data.meshes import MESH_SUFFIXES, Mesh, load_mesh, normalise
-from gsgen_lib.data.objects import list_objects, load_object, object_cameras, save_object
+from gsgen_lib.data.objects import SPLITS, list_objects, load_object, object_cameras, save_object
 from gsgen_lib.data.raycast import LIGHT, render_mesh, sample_surface, visible_points
 
 RADIUS, FOV = 1.8, 40.0  # of the standard data camera
@@ -154,15 +154,23 @@ def describe(name: str, colors: np.ndarray) -> str:
 # --- your own meshes -------------------------------------------------------------------------
 
 
-def render_folder(folder: str | Path, out: str | Path, size: int = 64, views: int = 24, points: int = 2048,
+def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, points: int = 2048,
                   split: str = "train", overwrite: bool = False) -> list[dict]:
-    """Render every .obj, .glb, .gltf and .ply below `folder` into `out`, in the format of the shipped objects.
+    """Render every .obj, .glb, .gltf and .ply below a folder, in the format of the shipped objects.
 
-    Files are expected y up with the front towards +z. What cannot be read is skipped and named with the
-    reason; objects that `out` already holds undamaged are kept, so an interrupted run goes on where it
-    stopped (overwrite=True renders all again). size: pixels a side; views: at least 1; split: written
-    into each entry. Returns the entries. Raises FileNotFoundError if there is no such folder or no mesh
-    in it, ValueError if no mesh could be read.
+    What cannot be read is skipped and named with the reason; objects that are already there, undamaged and of
+    the same size, are kept, so an interrupted run goes on where it stopped. Returns the entries of
+    objects.json. Raises FileNotFoundError if there is no such folder or no mesh in it, ValueError if no mesh
+    could be read or an argument does not fit.
+
+    Args:
+        folder: where the meshes are, y up, the front towards +z, with their textures.
+        out: the folder to write, for `load_object(id, out)`.
+        size: pixels a side.
+        views: pictures per object, at least 1.
+        points: surface points per object.
+        split: train, val or test, written into each entry.
+        overwrite: render all again.
     """
     from tqdm import tqdm
 
@@ -171,6 +179,8 @@ def render_folder(folder: str | Path, out: str | Path, size: int = 64, views: in
         raise FileNotFoundError(f"folder: {folder} is not a folder")
     if size < 1 or views < 1 or points < 1:
         raise ValueError(f"size, views, points: wanted >= 1, got {size}, {views}, {points}")
+    if split not in SPLITS:
+        raise ValueError(f"split: wanted one of {SPLITS}, got {split!r}")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and out not in p.parents)
     if not files:
         raise FileNotFoundError(f"folder: no {', '.join(MESH_SUFFIXES)} below {folder}")

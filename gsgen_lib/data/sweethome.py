@@ -46,14 +46,21 @@ CATALOGUE = "PluginFurnitureCatalog.properties"
 GLB_TEXTURE = 512  # pixels a side, at most, in the shipped meshes
 
 
-def build(source: str | Path, out: str | Path, selection: str | Path | None = None, only: str | None = None,
+def build(source: Path, out: Path, selection: Path | None = None, only: str | None = None,
           size: int = 64, views: int = 24, points: int = 2048) -> list[dict]:
-    """Build the shipped objects again; returns their entries of objects.json.
+    """Build the shipped objects again from the furniture libraries; returns their entries of objects.json.
 
-    source: the .deb, one .sh3f, or a folder with .sh3f files at any depth; out: the folder to write;
-    selection: the list above (default `out`/selection.json, else the shipped one); only: ids separated
-    by commas, to build just these. The same source and program give the same bytes. Raises
-    FileNotFoundError or ValueError naming the library, model or file that is missing or not as listed.
+    The same source and program give the same bytes. Raises FileNotFoundError or ValueError naming the library,
+    model or file that is missing or not as listed.
+
+    Args:
+        source: the Debian package sweethome3d-furniture 1.8, one .sh3f, or a folder with .sh3f files at any depth.
+        out: the folder to write.
+        selection: which models, as described in data/DATA.md; by default selection.json in `out`, else the shipped one.
+        only: ids separated by commas, to build just these (the documents are then left alone).
+        size: pixels a side.
+        views: pictures per object.
+        points: surface points per object.
     """
     from tqdm import tqdm
 

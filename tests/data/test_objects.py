@@ -259,6 +259,9 @@ def test_render_folder_without_meshes(tmp_path):
         render_folder(tmp_path / "gone", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="no .obj"):
         render_folder(tmp_path, tmp_path / "out")
+    for bad in (dict(size=0), dict(views=0), dict(split="dev")):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            render_folder(tmp_path, tmp_path / "out", **bad)
     (tmp_path / "a.glb").write_bytes(b"?")
     with pytest.raises(ValueError, match="none of the 1"):
         render_folder(tmp_path, tmp_path / "out")
