@@ -141,13 +141,17 @@ def load_colmap(folder: str | Path, images: str | Path | None = None, size: tupl
         raise FileNotFoundError(f"{folder}: no cameras.txt in it, in sparse/0 or in sparse{hint}")
     photo_folder = Path(images) if images is not None else folder / "images"
 
-    lenses = {}  # camera id -> (fx, fy, cx, cy, w, h)
+    lenses = {}  # camera id -> the fields that `read_intrinsics` wants
     for where, (id, kind, w, h, *params) in read_lines(model / "cameras.txt", "CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]"):
         if kind not in ("SIMPLE_PINHOLE", "PINHOLE"):
             raise ValueError(f"{where}: camera model {kind} is not supported, only SIMPLE_PINHOLE and PINHOLE are: "
                              "undistort the photos first (colmap image_undistorter)")
         p = read_numbers(params, where, 4 if kind == "PINHOLE" else 3)
-        lenses[id] = [*(p if kind == "PINHOLE" else [p[0], *p]), *read_numbers([w, h], where, 2)]
+        fx, fy, cx, cy = p if kind == "PINHOLE" else (p[0], *p)
+        w, h = read_numbers([w, h], where, 2)
+        if min(fx, fy, w, h) <= 0:
+            raise ValueError(f"{where}: wanted a positive focal length, width and height, got {fx, fy, w, h}")
+        lenses[id] = {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": w, "h": h}
 
     views = []  # (name, quaternion and translation, camera id, where)
     # each image takes two lines; the second one, the points found in it, may be empty
@@ -169,9 +173,7 @@ def load_colmap(folder: str | Path, images: str | Path | None = None, size: tupl
     views.sort()
     for name, pose, camera, where in views:
         picture = read_picture(find_picture(photo_folder, name, where))
-        fx, fy, cx, cy, w, h = lenses[camera]
-        intrinsics = {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": w, "h": h}
-        Ks.append(read_intrinsics(intrinsics, picture.size, where))
+        Ks.append(read_intrinsics(lenses[camera], picture.size, where))
         viewmats.append(pose_matrix(pose, where))
         pictures.append(picture)
     names = [name for name, *_ in views]
@@ -198,7 +200,8 @@ def fit_unit_cube(cameras: Cameras, points: Tensor | None = None) -> tuple[float
     if np.linalg.eigvalsh(normal)[0] < 1e-6 * len(eye):
         raise ValueError("cameras: the optical axes are parallel, nothing tells where the scene is; fit by hand")
     center = np.linalg.solve(normal, np.einsum("vij,vj->i", across, eye))
-    half = np.minimum(cameras.width / cameras.Ks[:, 0, 0], cameras.height / cameras.Ks[:, 1, 1]).double().numpy() / 2
+    Ks = cameras.Ks.double().numpy()
+    half = np.minimum(cameras.width / Ks[:, 0, 0], cameras.height / Ks[:, 1, 1]) / 2  # tan of half the narrower view
     return float(SEEN / np.median(np.linalg.norm(eye - center, axis=1) * half)), center
 
 
