@@ -3,9 +3,20 @@
     from gsgen_lib import Cameras, Gaussians, rasterize
 
 The notebooks in `notebooks/` build everything here step by step; `gsgen doctor` tells what this machine can run.
+Names are loaded when first used, so that `import gsgen_lib` is quick and works where torch is missing.
 """
 
-from gsgen_lib.raster import Render, rasterize
-from gsgen_lib.scene import Cameras, Gaussians, load_ply, save_ply
+import importlib
 
-__all__ = ["Cameras", "Gaussians", "Render", "load_ply", "rasterize", "save_ply"]
+_HOME = {"Cameras": "scene", "Gaussians": "scene", "load_ply": "scene", "save_ply": "scene", "Render": "raster",
+         "rasterize": "raster"}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"gsgen_lib.{_HOME[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+        return version("gsgen-lib")
+    raise AttributeError(f"module 'gsgen_lib' has no attribute {name!r}")

@@ -66,7 +66,7 @@ class Cameras:
         eye: (..., V, 3) or (3,) for one camera; target, up: broadcastable to eye; fov: vertical field of view in
         degrees, in (0, 180). Raises ValueError when eye equals target or the view direction is parallel to up.
 
-        >>> Cameras.look_at((0.0, 0.0, 2.0)).viewmats[0, :3, 3]  # the origin lies 2 in front of the camera
+          # the origin lies 2 in front of the camera
         tensor([0., 0., 2.])
         """
         eye = torch.as_tensor(eye, dtype=torch.float32)
