@@ -297,3 +297,6 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 Syy += u * dy * dy
             grads[k, 0], grads[k, 1], grads[k, 2], grads[k, 3], grads[k, 4], grads[k, 5] = S0, Sx, Sy, Sxx, Sxy, Syy
             grads[k, 6], grads[k, 7], grads[k, 8], grads[k, 9] = vr, vg, vb, vz
+        for e in range(tile_range[t] + used[t], tile_range[t + 1]):  # behind the finished tile
+            for j in range(GRADS):
+                grads[entries[e], j] = ZERO

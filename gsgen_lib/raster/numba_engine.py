@@ -141,14 +141,14 @@ def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarr
 
     v_rgb, v_alpha, v_depth = (image_grad(v, state[k]) for v, k in ((v_rgb, "rgb"), (v_alpha, "alpha"), (v_depth, "depth")))
     entry_gaussian, entry_rows = state["entry_gaussian"], state["entry_rows"]
-    # Zeros, because entries behind a finished tile are never visited.
-    grads = np.zeros((len(entry_gaussian), nc.GRADS), np.float32)
+    grads = np.empty((len(entry_gaussian), nc.GRADS), np.float32)
     run_parallel(nc.composite_backward, [
         (a, b, state["attr"], state["entries"], state["tile_range"], entry_gaussian, entry_rows, state["used"],
          state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, grads, *LIMITS)
         for a, b in chunks(len(state["used"]), 2 * CHUNKS, LEAST_TILES)])
 
-    v_means, v_quats, v_scales, v_opacities, v_colors = (np.zeros_like(x) for x in (means, quats, scales, opacities, colors))
+    v_means, v_quats, v_scales, v_opacities = (np.empty_like(x) for x in (means, quats, scales, opacities))
+    v_colors = np.zeros_like(colors)  # summed over the views that share it
     pieces = chunks(B * N, CHUNKS, LEAST_GAUSSIANS)
     v_views = np.zeros((len(pieces), B, V, 3, 4))
     grad_norm2d = np.zeros((B, V, N), np.float32)
