@@ -137,14 +137,14 @@ class MultiView(Dataset):
         else:  # keep the random order, without what is an input already
             rest = order[~(order[:, :, None] == first[:, None]).any(dim=2)].view(b, have - m)
         views = torch.cat([first, rest[:, :k]], dim=1)  # (B, V)
-        rgba = self.set.images[index[:, None], views].float() / 255  # (B, V, H, W, 4)
+        rgba = self.set.images[index[:, None], views].float().div_(255)  # (B, V, H, W, 4)
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         background = None
         if self.background == "random":
             background = torch.rand(b, 3, generator=generator)
         elif self.background is not None:
             background = torch.tensor(self.background).expand(b, 3).clone()
-        images = rgba if background is None else alpha * rgb + (1 - alpha) * background[:, None, None, None]
+        images = rgba if background is None else torch.lerp(background[:, None, None, None], rgb, alpha)
         every = self.set.cameras  # batch (N,)
         cameras = replace(every, viewmats=every.viewmats[index[:, None], views], Ks=every.Ks[index[:, None], views])
         meta = [self.set.meta[i] for i in index.tolist()]
@@ -156,8 +156,8 @@ def loader(views: ViewSet, batch_size: int, generator: torch.Generator, shuffle:
            num_workers: int = 0, **choices) -> DataLoader:
     """A DataLoader of `Batch`es; `choices` are those of `MultiView`. One pass sees every object once.
 
-    The data are in memory and a batch costs about a millisecond, so num_workers=0 is the right
-    number nearly always; workers are started by spawn, because a process that has run our CPU
+    The data are in memory and a batch costs milliseconds (`gsgen bench toys`), so num_workers=0 is the
+    right number nearly always; workers are started by spawn, because a process that has run our CPU
     rasterizer must not be forked.
 
     >>> shapes = toy_views(3, seed=0, size=16, views=8, points=32)

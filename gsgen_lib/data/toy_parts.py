@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -83,11 +84,13 @@ def lathe(profile, segments: int = 32, start: float = -180.0, sweep: float = 360
     return loft(rings, np.stack([u, v], -1))
 
 
+@lru_cache(maxsize=256)  # a wheel comes four times
 def cylinder(radius: float, height: float, top: float | None = None, segments: int = 24) -> Shape:
     """Closed cylinder or cone frustum from y = 0 to `height`; `top` is the radius there."""
     return lathe([(0, 0), (radius, 0), (radius if top is None else top, height), (0, height)], segments)
 
 
+@lru_cache(maxsize=256)
 def ellipsoid(rx: float, ry: float, rz: float, rings: int = 14, segments: int = 28) -> Shape:
     """Ellipsoid around the origin with half-axes rx, ry, rz.
 
@@ -100,6 +103,7 @@ def ellipsoid(rx: float, ry: float, rz: float, rings: int = 14, segments: int = 
     return Shape(shape.vertices * np.array([rx, ry, rz]) / middle, shape.faces, shape.uv)
 
 
+@lru_cache(maxsize=256)
 def box(width: float, height: float, depth: float, top=(1.0, 1.0)) -> Shape:
     """Box around the origin; `top` = (x, z) shrinks its upper face.
 
@@ -182,6 +186,7 @@ def tube(path, radius, segments: int = 12) -> Shape:
     return loft(rings, np.stack([u, np.broadcast_to(length[:, None] / TILE, u.shape)], -1))
 
 
+@lru_cache(maxsize=256)
 def ring(radius: float, thickness: float, segments: int = 32) -> Shape:
     """A torus around the y axis: `radius` to the middle of its tube, `thickness` of the tube."""
     angle = np.linspace(-np.pi, np.pi, 11)

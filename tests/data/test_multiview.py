@@ -111,6 +111,8 @@ def test_orthogonal_inputs(shapes):
     assert starts == set(range(8))
     front = MultiView(shapes, inputs="front", views_out=0).batch([3], generator()).cameras.centers[0, 0]
     assert front[0].abs() < 1e-5 and front[2] > 1.5
+    assert len(orthogonal_sets(Cameras.stack([Cameras.orbit(4)]))) == 4
+    assert len(orthogonal_sets(Cameras.stack([Cameras.orbit(4, elevation=[0.0, 30, 0, 0])]))) == 0  # not on one level
     moved = replace(shapes.cameras, viewmats=shapes.cameras.viewmats.clone())
     moved.viewmats[1, 2, :3, 3] += 0.1  # view 2 of one object stands elsewhere
     assert all(2 not in four for four in orthogonal_sets(moved).tolist())
@@ -133,7 +135,9 @@ def test_loader_is_decided_by_its_generator(shapes):
     assert not all(map(same, first, run(1))) and not all(map(same, first[:3], first[3:]))
     for epoch in (first[:3], first[3:]):
         assert sorted(i for b in epoch for i in b.ids) == sorted(shapes.ids)
-    assert [b.ids for b in run(0, shuffle=False)][:2] == [shapes.ids[:2], shapes.ids[2:4]]
+    ordered = run(0, shuffle=False)
+    assert [b.ids for b in ordered] == [shapes.ids[:2], shapes.ids[2:4], shapes.ids[4:]] * 2
+    assert not any(map(same, ordered[:3], ordered[3:]))  # the same objects, other views and backgrounds
     assert [len(b.ids) for b in run(0, drop_last=True)] == [2, 2] * 2
 
 
@@ -198,7 +202,7 @@ def test_a_folder_is_read_by_split_and_nothing_leaks(folder):
     assert load_views(root=folder, limit=2, progress=False).ids == ["thing_0", "thing_1"]
     assert load_views(root=folder, category="odd", progress=False).ids == ["thing_1"]
     for split in (None, "all", "Train"):
-        with pytest.raises(ValueError, match="split"):
+        with pytest.raises(ValueError, match="split: wanted one of"):
             load_views(split, folder)
     with pytest.raises(ValueError, match="no object"):
         load_views("train", folder, category="spoon")
