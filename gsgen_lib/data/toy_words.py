@@ -4,7 +4,8 @@
     build    =  "tall" | "wide"
     pattern  =  "stripes" | "dots" | "checks" | "zigzags"
 
-as in "a tall red mug with white stripes"; no pattern part means plain. A caption says what can be
+as in "a tall red mug with white stripes"; no pattern part means plain. The colour is that of the main
+paint: the pullover of a snowman, the crown of a tree, hull and sail of a boat. A caption says what can be
 seen from everywhere, and nothing about the hidden attributes. `parse_caption` inverts `make_caption`.
 
 A model that has learned the words, rather than the objects, should draw a combination that it never
