@@ -16,7 +16,7 @@ from gsgen_lib.data.meshes import load_mesh
 from gsgen_lib.data.objects import SPLITS, list_objects, mesh_path, object_cameras
 from gsgen_lib.data.raycast import render_mesh
 
-BAR_MS, BAR_MB = 6.0, 40.0  # "about 5 ms" per 64 x 64 view; megabytes of objects in data/
+BAR_MS, BAR_MB = 5.0, 40.0  # "about 5 ms" per 64 x 64 view; megabytes of objects in data/
 
 
 def main(views: int = 24, repeats: int = 3) -> dict:

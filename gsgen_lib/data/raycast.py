@@ -6,20 +6,15 @@ Where the surface is see-through (opacity a_i < 1) the ray goes on to the next s
 
     rgb = sum_i  s(n_i) c_i a_i T_i,      T_1 = 1,   T_{i+1} = T_i (1 - a_i),      alpha = 1 - prod_i (1 - a_i)
 
-which is the same "over" compositing that splats use. At most `layers` surfaces are followed.
+which is the same "over" compositing that splats use, and `layers` surfaces are followed.
 
-Light. s(n) = 0.60 n_x^2 + 0.95 n_y^2 + 0.78 n_z^2 multiplies the sRGB colour: faces turned up or down
-are brightest, front and back a bit darker, the sides darkest. It depends on the surface alone, not on
-the camera, and n and -n are lit alike (two-sided). So one point has one colour in all views, which
-Gaussians with plain RGB colours can represent exactly; highlights and shadows are left out on purpose.
+where s(n) is a fixed light that depends on the surface alone (`gsgen_lib.data.surface`, which also reads the
+textures). A ray is as wide as its pixel: at distance t it covers a length of about t / f, f the focal length in
+pixels, and that much more where the surface is slanted; textures are averaged over this footprint. Edges are
+smoothed by `supersample`^2 rays per pixel.
 
-Textures. A 64-pixel view of a 1024-texel texture skips most texels, and which ones it hits changes
-from view to view (sparkle). Each texture is therefore kept at all sizes h, h/2, h/4, ... (mipmaps); a
-hit reads, bilinearly, the size whose texels come nearest to the ray's footprint.
-Edges are smoothed by `supersample`^2 rays per pixel.
-
-Used by notebooks 00 and 01 and by every data set. Sources: Moller & Trumbore 1997 (ray meets triangle),
-Porter & Duff 1984 (over), Williams 1983 (mipmaps), Wald et al. 2014 (Embree).
+Used by notebooks 00 and 01 and by every data set. Sources: Moller & Trumbore 1997 (ray meets
+triangle), Porter & Duff 1984 (over), Wald et al. 2014 (Embree).
 """
 
 from __future__ import annotations
@@ -29,8 +24,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gsgen_lib.data.meshes import Mesh
+from gsgen_lib.data.surface import LIGHT, colors_at, prepare_surface, surface_colors
+from gsgen_lib.raster.numba_setup import jit
 
-LIGHT = np.array([0.60, 0.95, 0.78], dtype=np.float32)  # brightness of faces along x, y, z
+__all__ = ["LIGHT", "MeshRender", "render_mesh", "sample_surface", "visible_points"]
 STEP = 1e-4  # how far behind a see-through surface the ray goes on, in world units
 GRAZING = 0.02  # |cos| below which a surface is seen edge-on, that is, not at all
 OPAQUE = 1 - 1 / 512  # a ray that has met this much opacity stops
@@ -66,7 +63,7 @@ def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> 
         raise ValueError(f"supersample and layers: wanted >= 1, got {supersample} and {layers}")
     if cameras.viewmats.ndim != 3:
         raise ValueError(f"cameras: wanted viewmats (V, 4, 4), got {tuple(cameras.viewmats.shape)}")
-    scene, s = _Scene(mesh), supersample
+    embree, surface, s = _build_embree(mesh.vertices, mesh.faces), prepare_surface(mesh), supersample
     cameras = replace(cameras, viewmats=cameras.viewmats.detach().cpu().float(), Ks=cameras.Ks.detach().cpu().float())
     v, h, w = len(cameras), cameras.height, cameras.width
     rgba, depth, normals = (np.zeros((v, h, w, c), np.float32) for c in (4, 1, 3))
@@ -79,13 +76,13 @@ def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> 
         window = (i, slice(y0, y1), slice(x0, x1))
         part = _crop(cameras[i], x0, x1, y0, y1)
         fine = part.resize(s * part.width, s * part.height)
-        color = _trace(scene, *_numpy_rays(fine), 1.0 / float(fine.Ks[0, 1, 1]), layers)[0]
+        color = _trace(embree, surface, *_numpy_rays(fine), 1.0 / float(fine.Ks[0, 1, 1]), layers)[0]
         color = color.reshape(part.height, s, part.width, s, 4)  # (h s w s, 4) -> (h, s, w, s, 4)
         color = color.sum(axis=1).sum(axis=2) / (s * s)  # -> (h, w, 4), premultiplied
         rgba[window][..., :3] = color[..., :3] / np.maximum(color[..., 3:], 1e-8)
         rgba[window][..., 3] = color[..., 3]
         o, d = _numpy_rays(part)
-        _, distance, normal = _trace(scene, o, d, 1.0 / float(part.Ks[0, 1, 1]), layers, geometry=True)
+        _, distance, normal = _trace(embree, surface, o, d, 1.0 / float(part.Ks[0, 1, 1]), layers)
         depth[window] = (distance * (d @ part.viewmats[0, 2, :3].numpy())).reshape(part.height, part.width, 1)
         normals[window] = normal.reshape(part.height, part.width, 3)
     return MeshRender(np.clip(rgba, 0, 1), depth[..., 0], normals)
@@ -105,7 +102,7 @@ def sample_surface(mesh: Mesh, n: int, generator: np.random.Generator, shaded: b
     """
     if n < 1:
         raise ValueError(f"n: wanted >= 1, got {n}")
-    surface = _Surface(mesh)
+    surface = prepare_surface(mesh)
     total = surface.areas.sum()
     if not total > 0:
         raise ValueError("mesh: its surface has no area")
@@ -117,7 +114,7 @@ def sample_surface(mesh: Mesh, n: int, generator: np.random.Generator, shaded: b
         face = generator.choice(len(mesh.faces), size=max(n, 256), p=surface.areas / total)
         r1, r2 = np.sqrt(generator.random(len(face))), generator.random(len(face))
         b = np.stack([1 - r1, r1 * (1 - r2), r1 * r2], axis=1)  # uniform over a triangle
-        rgba = surface.color(face, b.astype(np.float32), footprint=np.zeros(len(face), np.float32), shaded=shaded)
+        rgba = surface_colors(surface, face, b, np.zeros(len(face)), shaded)
         keep = generator.random(len(face)) < rgba[:, 3]
         points = np.einsum("nc,ncx->nx", b[keep], mesh.vertices[mesh.faces[face[keep]]])
         found.append((points.astype(np.float32), surface.normals[face[keep]], rgba[keep, :3]))
@@ -189,138 +186,56 @@ def _build_embree(vertices, faces):
     return embree
 
 
-class _Scene:
-    """A mesh prepared for casting: Embree's tree and the surface colours."""
-
-    def __init__(self, mesh):
-        self.embree = _build_embree(mesh.vertices, mesh.faces)
-        self.surface = _Surface(mesh)
-
-
-def _trace(scene, o, d, pixel_angle, layers, geometry=False):
-    """Follow N rays. geometry=False: premultiplied rgba (N, 4) and two zeros; geometry=True: also the
-    distance (N,) and normal (N, 3) at half opacity, and rgba may be plain white (colours are skipped)."""
+def _trace(embree, surface, o, d, pixel_angle, layers):
+    """Follow N rays: premultiplied rgba (N, 4), distance (N,) and normal (N, 3) at half opacity."""
     n = len(o)
     rgba, distance, normal = np.zeros((n, 4), np.float32), np.zeros(n, np.float32), np.zeros((n, 3), np.float32)
-    alive, travelled = np.arange(n), np.zeros(n, np.float32)  # rays still under way, and how far they are
+    alive, start, way, travelled = np.arange(n), o, d, np.zeros(n, np.float32)
     for _ in range(layers):
-        start = o[alive] + travelled[:, None] * d[alive]
-        hit = scene.embree.run(start, d[alive], output=True)
-        met = np.flatnonzero(hit["primID"] >= 0)
-        if not len(met):
+        hit = embree.run(start, way, output=True)
+        face, t = hit["primID"], travelled + hit["tfar"]
+        cosine, footprint = _slant(surface.normals, face, way, t, np.float32(pixel_angle))
+        color = colors_at(surface, face, hit["u"], hit["v"], footprint, True)
+        alive, travelled = _blend(surface.normals, alive, face, t, cosine, color, rgba, distance, normal)
+        if not len(alive):
             break
-        alive, face, b1, b2 = alive[met], hit["primID"][met], hit["u"][met], hit["v"][met]
-        t = travelled[met] + hit["tfar"][met]
-        face_normal = scene.surface.normals[face]
-        cosine = np.einsum("nx,nx->n", face_normal, d[alive])
-        if geometry and scene.surface.opaque:
-            color = np.ones((len(face), 4), np.float32)
-        else:  # a round footprint of the same area as the true one, which is stretched by 1 / |cos|
-            footprint = t * np.float32(pixel_angle) / np.sqrt(np.maximum(np.abs(cosine), 0.05))
-            color = scene.surface.color(face, np.stack([1 - b1 - b2, b1, b2], axis=1), footprint)
-        before = rgba[alive, 3]
-        weight = color[:, 3] * (1 - before)  # a_i T_i
-        after = before + weight
-        color[:, :3] *= weight[:, None]
-        color[:, 3] = weight
-        rgba[alive] += color
-        if geometry:
-            half = (before < 0.5) & (after >= 0.5)
-            distance[alive[half]] = t[half]
-            normal[alive[half]] = np.where(cosine[half, None] > 0, -1, 1) * face_normal[half]
-        go_on = after < OPAQUE
-        alive, travelled = alive[go_on], t[go_on] + STEP
+        start, way = o[alive] + travelled[:, None] * d[alive], d[alive]
     return rgba, distance, normal
 
 
-# --- colour of a surface point ---------------------------------------------------------------
+@jit()
+def _slant(normals, face, way, t, pixel_angle):
+    """Cosine between normal and ray, and the width of the ray where it hits: a round footprint of the same
+    area as the true one, which is stretched by 1 / |cos|."""
+    cosine, footprint = np.zeros_like(t), np.zeros_like(t)
+    for i in range(len(face)):
+        if face[i] >= 0:
+            n = face[i]
+            cosine[i] = normals[n, 0] * way[i, 0] + normals[n, 1] * way[i, 1] + normals[n, 2] * way[i, 2]
+            footprint[i] = t[i] * pixel_angle / np.sqrt(max(abs(cosine[i]), 0.05))
+    return cosine, footprint
 
 
-class _Surface:
-    """Normals, areas and colours of a mesh's faces. All textures with all their mipmaps lie in one
-    list of texels; tables say where (material, level) begins and how large it is."""
-
-    def __init__(self, mesh):
-        corners = mesh.vertices[mesh.faces].astype(np.float64)  # (F, 3, 3)
-        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        double_area = np.linalg.norm(cross, axis=1)
-        self.normals = (cross / np.maximum(double_area, 1e-20)[:, None]).astype(np.float32)
-        self.areas = double_area / 2
-        self.light = self.normals**2 @ LIGHT
-        self.opaque = all(m.color[3] == 1 and (m.texture is None or m.texture[..., 3].min() == 255)
-                          for m in mesh.materials) and (mesh.colors is None or mesh.colors[..., 3].min() == 1)
-        self.uv, self.corner_colors, self.material_ids = mesh.uv, mesh.colors, mesh.material_ids
-        self.material_colors = np.stack([m.color for m in mesh.materials])
-        # texture coordinates passed per unit of length on the face
-        e1, e2 = mesh.uv[:, 1] - mesh.uv[:, 0], mesh.uv[:, 2] - mesh.uv[:, 0]
-        uv_double_area = np.abs(e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0])
-        self.uv_density = np.sqrt(uv_double_area / np.maximum(double_area, 1e-20)).astype(np.float32)
-        self._build_mipmaps([m.texture for m in mesh.materials])
-
-    def _build_mipmaps(self, textures):
-        chains = [[] if t is None else _mipmaps(t) for t in textures]
-        n_levels = max([len(c) for c in chains] + [1])
-        self.start, self.height, self.width = (np.ones((len(chains), n_levels), np.int32) for _ in range(3))
-        self.last_level = np.array([max(len(c) - 1, 0) for c in chains], np.int32)
-        self.textured = np.array([len(c) > 0 for c in chains])
-        texels, position = [], 0
-        for m, chain in enumerate(chains):
-            for level, image in enumerate(chain):
-                self.start[m, level], (self.height[m, level], self.width[m, level]) = position, image.shape[:2]
-                texels.append(image.reshape(-1, 4))
-                position += len(texels[-1])
-        self.texels = np.concatenate(texels).view(np.uint32)[:, 0] if texels else None  # RGBA in one integer
-
-    def color(self, face, b, footprint, shaded=True):
-        """Straight RGBA (N, 4) at corner weights b (N, 3) of faces (N,), averaged over `footprint` (N,)."""
-        material = self.material_ids[face]
-        rgba = self.material_colors[material].copy()
-        if self.corner_colors is not None:
-            rgba *= np.einsum("nc,ncx->nx", b, self.corner_colors[face])
-        if self.texels is not None:
-            t = np.flatnonzero(self.textured[material])
-            uv = np.einsum("nc,ncx->nx", b[t], self.uv[face[t]])
-            m = material[t]
-            texels_per_uv = np.sqrt(self.height[m, 0] * self.width[m, 0])
-            covered = footprint[t] * self.uv_density[face[t]] * texels_per_uv
-            level = np.round(np.log2(np.maximum(covered, 1e-6))).astype(np.int32)
-            texel = self._bilinear(m, np.clip(level, 0, self.last_level[m]), uv)
-            texel[:, :3] /= np.maximum(texel[:, 3:], 1e-6)  # premultiplied -> straight
-            rgba[t] *= texel
-        if shaded:
-            rgba[:, :3] *= self.light[face, None]
-        return rgba
-
-    def _bilinear(self, m, level, uv):
-        """Premultiplied RGBA (N, 4) in [0, 1] of texture m (N,) at `level` (N,); repeats outside [0, 1]."""
-        h, w, start = self.height[m, level], self.width[m, level], self.start[m, level]
-        uv = uv - np.floor(uv)
-        x, y = uv[:, 0] * w - np.float32(0.5), (1 - uv[:, 1]) * h - np.float32(0.5)
-        x0, y0 = np.floor(x), np.floor(y)
-        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-        x0, y0 = x0.astype(np.int32) % w, y0.astype(np.int32) % h
-        x1, y1 = (x0 + 1) % w, (y0 + 1) % h
-        row0, row1 = start + y0 * w, start + y1 * w
-
-        def texel(index):  # the 4 bytes of a texel are fetched as one integer, which is faster
-            return self.texels[index].view(np.uint8).reshape(-1, 4).astype(np.float32)
-
-        top = texel(row0 + x0) * (1 - fx) + texel(row0 + x1) * fx
-        bottom = texel(row1 + x0) * (1 - fx) + texel(row1 + x1) * fx
-        return (top * (1 - fy) + bottom * fy) / np.float32(255)
-
-
-def _mipmaps(texture):
-    """(h, w, 4) uint8 straight -> list of premultiplied uint8 images, each half the size, down to 1 x 1."""
-    from PIL import Image
-
-    image = texture.astype(np.float32)
-    image[..., :3] *= image[..., 3:] / 255.0
-    image = np.round(image).astype(np.uint8)
-    chain = [image]
-    while max(image.shape[:2]) > 1:
-        h, w = (max(1, s // 2) for s in image.shape[:2])
-        channels = [np.asarray(Image.fromarray(image[..., c]).resize((w, h), Image.Resampling.BOX)) for c in range(4)]
-        image = np.stack(channels, axis=-1)
-        chain.append(image)
-    return chain
+@jit()
+def _blend(normals, alive, face, t, cosine, color, rgba, distance, normal):
+    """Add one layer to rgba, distance and normal. alive: the rays that were sent; returns those to be sent on,
+    and how far along they are."""
+    on, far, count = np.empty_like(alive), np.empty_like(t), 0
+    for i in range(len(alive)):
+        if face[i] < 0:
+            continue
+        ray = alive[i]
+        before = rgba[ray, 3]
+        weight = color[i, 3] * (1 - before)  # a_i T_i
+        after = before + weight
+        for c in range(3):
+            rgba[ray, c] += weight * color[i, c]
+        rgba[ray, 3] = after
+        if before < 0.5 and after >= 0.5:
+            distance[ray] = t[i]
+            for c in range(3):
+                normal[ray, c] = -normals[face[i], c] if cosine[i] > 0 else normals[face[i], c]
+        if after < OPAQUE:
+            on[count], far[count] = ray, t[i] + STEP
+            count += 1
+    return on[:count], far[:count]

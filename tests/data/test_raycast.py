@@ -8,7 +8,8 @@ import torch
 import trimesh
 
 from gsgen_lib.data.meshes import Material, Mesh
-from gsgen_lib.data.raycast import LIGHT, _mipmaps, _Surface, render_mesh, sample_surface, visible_points
+from gsgen_lib.data.raycast import LIGHT, render_mesh, sample_surface, visible_points
+from gsgen_lib.data.surface import mipmaps, prepare_surface, surface_colors
 from gsgen_lib.scene.cameras import Cameras
 
 
@@ -146,16 +147,16 @@ def test_mipmaps_remove_the_sparkle_of_fine_textures():
     cameras = Cameras.orbit(2, elevation=[0.0, 0.5], azimuth=[0.0, 0.5], width=32, height=32)
     inner = render_mesh(mesh, cameras).rgba[:, 12:20, 12:20, 0]
     assert abs(inner.mean() - 0.5 * LIGHT[2]) < 0.03 and inner.std() < 0.06
-    sharp = _Surface(mesh)
-    sharp.last_level[:] = 0  # without mipmaps
-    face, b = np.zeros(500, int), rng.dirichlet([1, 1, 1], 500).astype(np.float32)
-    footprint = np.full(500, 0.02, np.float32)
-    assert sharp.color(face, b, footprint)[:, 0].std() > 4 * _Surface(mesh).color(face, b, footprint)[:, 0].std()
+    surface = prepare_surface(mesh)
+    full_size = surface._replace(levels=np.ones_like(surface.levels))  # without mipmaps
+    face, b = np.zeros(500, int), rng.dirichlet([1, 1, 1], 500)
+    smooth, sharp = (surface_colors(s, face, b, np.full(500, 0.02))[:, 0] for s in (surface, full_size))
+    assert sharp.std() > 4 * smooth.std()
 
 
 def test_mipmaps_average_what_is_seen_not_what_is_hidden():
     texture = np.array([[[200, 100, 0, 255], [0, 0, 255, 0]]] * 2, np.uint8)  # (2, 2, 4): right column invisible
-    assert _mipmaps(texture)[-1].tolist() == [[[100, 50, 0, 128]]]  # premultiplied: no blue leaks in
+    assert mipmaps(texture)[-1].tolist() == [[[100, 50, 0, 128]]]  # premultiplied: no blue leaks in
 
 
 def test_one_point_has_one_colour_in_all_views():
