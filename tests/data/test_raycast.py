@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy import ndimage
 
 from gsgen_lib.data.meshes import Material, Mesh
 from gsgen_lib.data.raycast import LIGHT, render_mesh, sample_surface, visible_points
@@ -137,6 +138,22 @@ def test_alpha_of_a_texture_lets_the_ray_through():
     np.testing.assert_allclose(out.rgba[0, 10, 6], [LIGHT[2]] * 3 + [1], atol=1e-5)
     np.testing.assert_allclose(out.rgba[0, 10, 13], [0, 0, LIGHT[2], 1], atol=1e-5)
     assert abs(out.depth[0, 10, 6] - 1.7) < 1e-4 and abs(out.depth[0, 10, 13] - 1.9) < 1e-4
+
+
+def test_texture_lookup_against_scipy():
+    rng = np.random.default_rng(3)
+    texture = rng.integers(0, 256, (3, 5, 4), dtype=np.uint8)
+    texture[..., 3] = rng.integers(100, 256, (3, 5))
+    corners = rng.uniform(-2, 2, (1, 3, 2))
+    mesh = Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], uv=corners, materials=[Material((0.9, 0.8, 0.7, 0.6), texture)])
+    b = rng.dirichlet([1, 1, 1], 400)
+    rgba = surface_colors(prepare_surface(mesh), np.zeros(400, int), b, np.zeros(400), shaded=False)
+    u, v = (b @ corners[0]).T
+    premultiplied = texture / 255 * np.where(np.arange(4) < 3, texture[..., 3:] / 255, 1)
+    where = np.stack([(1 - v) * 3 - 0.5, u * 5 - 0.5])  # row, column: the centre of texel i is at i + 0.5
+    wanted = np.stack([ndimage.map_coordinates(premultiplied[..., c], where, order=1, mode="grid-wrap") for c in range(4)], 1)
+    wanted[:, :3] /= wanted[:, 3:]
+    np.testing.assert_allclose(rgba, wanted * [0.9, 0.8, 0.7, 0.6], atol=0.006)  # premultiplied texels are 8 bits
 
 
 def test_mipmaps_remove_the_sparkle_of_fine_textures():
