@@ -56,7 +56,7 @@ that the cameras see, in random order; colours include the renderer's fixed ligh
 
 Splits are by object and fixed. Models that share a texture or are variants of one another are in one split.
 The test split is for evaluation only.
-"""
+"""  # noqa: E501 (table rows cannot be wrapped)
 
 
 def write_credits(root: str | Path, entries: list[dict]) -> None:
@@ -66,7 +66,8 @@ def write_credits(root: str | Path, entries: list[dict]) -> None:
     for licence, (title, url) in LICENCES.items():
         of_licence = [e for e in entries if e["licence"] == licence]
         if of_licence:
-            lines.append(f"\n## {title}\n\n{url} ({len(of_licence)} objects)\n\n| object | name | creator | source |\n|---|---|---|---|")
+            lines.append(f"\n## {title}\n\n{url} ({len(of_licence)} objects)\n")
+            lines.append("| object | name | creator | source |\n|---|---|---|---|")
             lines += [f"| `{e['id']}` | {e['name']} | {e['creator']} | {_short(e['source'])} |" for e in of_licence]
     uncredited = [e["id"] for e in entries if e["licence"] not in LICENCES or not e["creator"]]
     if uncredited:
@@ -91,7 +92,8 @@ def write_data_card(root: str | Path, entries: list[dict]) -> None:
     count = Counter(e["split"] for e in meshes)
     lines.append(f"| with a mesh | {' | '.join(str(count[s]) for s in SPLITS)} | {len(meshes)} |")
     lines += ["\n| licence | objects |", "|---|---|"]
-    lines += [f"| {title} | {n} |" for key, (title, _) in LICENCES.items() if (n := sum(e["licence"] == key for e in entries))]
+    count = Counter(e["licence"] for e in entries)
+    lines += [f"| {title} | {count[key]} |" for key, (title, _) in LICENCES.items() if count[key]]
     lines += ["\n## Sizes and hashes\n", "| part | files | MB |", "|---|---|---|"]
     for kind, name in (("views", "views"), ("points", "surface points"), ("mesh", "meshes")):
         sizes = [e["files"][kind]["bytes"] for e in entries if kind in e["files"]]

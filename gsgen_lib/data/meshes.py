@@ -255,7 +255,8 @@ def _read_part(geometry, transform, suffix) -> dict:
     else:
         vertex_colors = visual.vertex_colors if visual.kind == "vertex" else None
     if vertex_colors is not None:
-        c = np.asarray(vertex_colors, dtype=np.float64) / (255.0 if np.asarray(vertex_colors).dtype == np.uint8 else 1.0)
+        c = np.asarray(vertex_colors)
+        c = c / 255.0 if c.dtype == np.uint8 else c.astype(np.float64)
         c = np.concatenate([c[:, :3], c[:, 3:4] if c.shape[1] > 3 else np.ones((len(c), 1))], axis=1)
         if suffix in (".glb", ".gltf"):
             c[:, :3] = linear_to_srgb(c[:, :3])
@@ -298,11 +299,12 @@ def _join(parts: list[dict]) -> Mesh:
     colors = None
     if any(p["colors"] is not None for p in parts):
         colors = np.concatenate([np.ones((n, 3, 4)) if p["colors"] is None else p["colors"]
-                                 for p, n in zip(parts, counts)])
+                                 for p, n in zip(parts, counts, strict=True)])
     return Mesh(
         vertices=np.concatenate([p["vertices"] for p in parts]),
-        faces=np.concatenate([p["faces"] + s for p, s in zip(parts, starts)]),
-        uv=np.concatenate([np.zeros((n, 3, 2)) if p["uv"] is None else p["uv"] for p, n in zip(parts, counts)]),
+        faces=np.concatenate([p["faces"] + s for p, s in zip(parts, starts, strict=True)]),
+        uv=np.concatenate([np.zeros((n, 3, 2)) if p["uv"] is None else p["uv"]
+                           for p, n in zip(parts, counts, strict=True)]),
         material_ids=np.repeat(np.arange(len(parts)), counts),
         materials=[p["material"] for p in parts],
         colors=colors,

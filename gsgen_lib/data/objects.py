@@ -97,7 +97,7 @@ def load_object(id: str, root: str | Path | None = None, check: bool = True) -> 
         file = root / meta["files"]["points"]["path"]
         with np.load(io.BytesIO(_read_file(file, meta["files"]["points"], check)), allow_pickle=False) as npz:
             arrays = [npz[key] for key in ("positions", "normals", "colors")]
-        for array, dtype in zip(arrays, (np.uint16, np.int8, np.uint8)):
+        for array, dtype in zip(arrays, (np.uint16, np.int8, np.uint8), strict=True):
             if array.dtype != dtype or array.ndim != 2 or array.shape != (len(arrays[0]), 3):
                 raise ValueError(f"wanted (n, 3) {np.dtype(dtype)}, got {array.shape} {array.dtype}")
     except (FileNotFoundError, DamagedFile):
@@ -167,17 +167,19 @@ def save_object(root: str | Path, meta: dict, images, points, normals, colors, g
         raise ValueError(f"meta['id']: wanted lower-case letters, digits, _ and -, got {id!r}")
     images, size = np.array(images), meta["size"]
     if images.shape != (len(meta["azimuth"]), size, size, 4) or images.dtype != np.uint8:
-        raise ValueError(f"images: wanted ({len(meta['azimuth'])}, {size}, {size}, 4) uint8, got {images.shape} {images.dtype}")
+        raise ValueError(f"images: wanted ({len(meta['azimuth'])}, {size}, {size}, 4) uint8, "
+                         f"got {images.shape} {images.dtype}")
     points, normals, colors = (np.asarray(x, dtype=np.float64) for x in (points, normals, colors))
-    for name, x, low in (("points", points, -0.5), ("normals", normals, -1), ("colors", colors, 0)):
-        if x.shape != (len(points), 3) or not (x.min() >= low - 1e-5 and x.max() <= abs(low or 1) + 1e-5):
-            raise ValueError(f"{name}: wanted (n, 3) within [{low}, {abs(low or 1)}], got {x.shape} in [{x.min()}, {x.max()}]")
+    for name, x, low, high in (("points", points, -0.5, 0.5), ("normals", normals, -1, 1), ("colors", colors, 0, 1)):
+        if x.shape != (len(points), 3) or not (x.min() >= low - 1e-5 and x.max() <= high + 1e-5):
+            raise ValueError(f"{name}: wanted (n, 3) within [{low}, {high}], got {x.shape} in [{x.min()}, {x.max()}]")
     images[images[..., 3] == 0] = 0
     sheet = io.BytesIO()
     Image.fromarray(_lay_sheet(images)).save(sheet, format="WEBP", lossless=True, quality=100, method=5, exact=True)
     cloud = io.BytesIO()
     np.savez_compressed(cloud, positions=np.uint16(np.clip(np.round((points + 0.5) * 65535), 0, 65535)),
-                        normals=np.int8(np.round(normals * 127)), colors=np.uint8(np.clip(np.round(colors * 255), 0, 255)))
+                        normals=np.int8(np.round(normals * 127)),
+                        colors=np.uint8(np.clip(np.round(colors * 255), 0, 255)))
     contents = {"views": (f"objects/{id}.webp", sheet.getvalue()), "points": (f"objects/{id}.npz", cloud.getvalue())}
     if glb is not None:
         contents["mesh"] = (f"meshes/{id}.glb", glb)
@@ -232,7 +234,8 @@ def _read_file(file: Path, facts: dict, check: bool) -> bytes:
         raise FileNotFoundError(f"{file}: missing, although {INDEX} lists it")
     content = file.read_bytes()
     if check and hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        raise DamagedFile(f"{file}: damaged, its SHA-256 is not the one in {INDEX} ({len(content)} bytes, wanted {facts['bytes']})")
+        raise DamagedFile(f"{file}: damaged, its SHA-256 is not the one in {INDEX} "
+                          f"({len(content)} bytes, wanted {facts['bytes']})")
     return content
 
 

@@ -82,7 +82,7 @@ def visible_sample(mesh: Mesh, eyes: np.ndarray, n: int, generator: np.random.Ge
         side = np.where(np.einsum("nx,nx->n", first - points, normals) < 0, -1, 1)[:, None]
         found.append([x[keep] for x in (points, normals * side, colors)])
         if sum(len(f[0]) for f in found) >= n:
-            return tuple(np.concatenate(x)[:n].astype(np.float32) for x in zip(*found))
+            return tuple(np.concatenate(x)[:n].astype(np.float32) for x in zip(*found, strict=True))
     raise ValueError("mesh: next to none of its surface can be seen from outside")
 
 
@@ -186,7 +186,7 @@ def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, poin
         raise FileNotFoundError(f"folder: no {', '.join(MESH_SUFFIXES)} below {folder}")
     entries, skipped = [], []
     with tqdm(files, desc="render", unit="mesh") as bar:
-        for file, id in zip(files, _make_ids(files, folder)):
+        for file, id in zip(files, _make_ids(files, folder), strict=True):
             bar.set_postfix_str(id)
             try:
                 digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -216,9 +216,10 @@ def _make_ids(files: list[Path], folder: Path) -> list[str]:
     def slug(text):
         return "_".join("".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()) or "mesh"
 
-    ids = [slug(f.stem) for f in files]
-    ids = [slug(f.relative_to(folder).with_suffix("").as_posix()) if ids.count(i) > 1 else i for i, f in zip(ids, files)]
-    return [slug(f.relative_to(folder).as_posix()) if ids.count(i) > 1 else i for i, f in zip(ids, files)]
+    names = [f.relative_to(folder) for f in files]
+    ids = [slug(n.stem) for n in names]
+    ids = [slug(n.with_suffix("").as_posix()) if ids.count(i) > 1 else i for i, n in zip(ids, names, strict=True)]
+    return [slug(n.as_posix()) if ids.count(i) > 1 else i for i, n in zip(ids, names, strict=True)]
 
 
 def _readable(stem: str) -> str:

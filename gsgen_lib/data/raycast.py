@@ -67,7 +67,7 @@ def render_mesh(mesh: Mesh, cameras, supersample: int = 2, layers: int = 16) -> 
     cameras = replace(cameras, viewmats=cameras.viewmats.detach().cpu().float(), Ks=cameras.Ks.detach().cpu().float())
     v, h, w = len(cameras), cameras.height, cameras.width
     rgba, depth, normals = (np.zeros((v, h, w, c), np.float32) for c in (4, 1, 3))
-    sides = zip(mesh.vertices.min(axis=0), mesh.vertices.max(axis=0))  # of the bounding box
+    sides = zip(mesh.vertices.min(axis=0), mesh.vertices.max(axis=0), strict=True)  # of the bounding box
     corners = np.stack(np.meshgrid(*sides), axis=-1).reshape(8, 3)
     for i in range(v):
         x0, x1, y0, y1 = _pixel_box(corners, cameras, i)  # the rest of the picture stays empty
@@ -118,14 +118,15 @@ def sample_surface(mesh: Mesh, n: int, generator: np.random.Generator, shaded: b
         keep = generator.random(len(face)) < rgba[:, 3]
         points = np.einsum("nc,ncx->nx", b[keep], mesh.vertices[mesh.faces[face[keep]]])
         found.append((points.astype(np.float32), surface.normals[face[keep]], rgba[keep, :3]))
-    return tuple(np.concatenate(parts)[:n] for parts in zip(*found))
+    return tuple(np.concatenate(parts)[:n] for parts in zip(*found, strict=True))
 
 
 def visible_points(mesh: Mesh, points: np.ndarray, normals: np.ndarray, eyes: np.ndarray) -> np.ndarray:
     """Which points (n, 3) on the surface each eye (E, 3) sees: (E, n) bool.
 
     A point is hidden if an opaque triangle lies between it and the eye (see-through materials and alpha
-    textures hide nothing) or if its surface is seen edge-on. Points are lifted off their surface towards the eye along `normals`.
+    textures hide nothing) or if its surface is seen edge-on. Points are lifted off their surface towards
+    the eye along `normals`.
 
     >>> square = Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
     >>> eyes = np.array([[0.2, 0.2, 1.0], [0.2, 0.2, -1.0]])

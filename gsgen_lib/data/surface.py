@@ -123,14 +123,16 @@ def surface_colors(surface: Surface, faces, weights, footprints, shaded: bool = 
     """
     w = np.asarray(weights, np.float32)
     b1, b2 = np.ascontiguousarray(w[:, 1]), np.ascontiguousarray(w[:, 2])
-    return colors_at(surface, np.ascontiguousarray(faces, np.int32), b1, b2, np.ascontiguousarray(footprints, np.float32), shaded)
+    faces, footprints = np.ascontiguousarray(faces, np.int32), np.ascontiguousarray(footprints, np.float32)
+    return colors_at(surface, faces, b1, b2, footprints, shaded)
 
 
 @jit()
 def colors_at(surface, faces, weights1, weights2, footprints, shaded):
     """As `surface_colors`, with the weights of the second and third corner; faces < 0 (misses) give zeros."""
     rgba = np.zeros((len(faces), 4), np.float32)
-    (_, _, light, uv, uv_density, corner_colors, material_ids, material_colors, levels, start, height, width, texels) = surface
+    (_, _, light, uv, uv_density, corner_colors, material_ids, material_colors,
+     levels, start, height, width, texels) = surface
     for i in range(len(faces)):
         f, b1, b2 = faces[i], weights1[i], weights2[i]
         if f < 0:

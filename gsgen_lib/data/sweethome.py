@@ -105,7 +105,7 @@ def _build_one(libraries, key, facts, out, size, views, points) -> dict:
                 save_glb(mesh, Path(folder) / "mesh.glb", max_texture=GLB_TEXTURE, jpeg=True)
                 glb = (Path(folder) / "mesh.glb").read_bytes()
         told = {k: facts[k] for k in ("id", "name", "category", "split", "caption") if k in facts}
-        told |= dict(licence=facts.get("licence", licence), creator=facts.get("creator", item.get("creator", "unknown")),
+        told |= dict(licence=facts.get("licence", licence), creator=item.get("creator", ""),
                      source=f"Sweet Home 3D furniture libraries 1.8, {library}.sh3f, model {number}")
         return make_object(mesh, out, told, size, views, points, glb)
     except (ValueError, KeyError, OSError) as error:

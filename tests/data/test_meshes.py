@@ -33,26 +33,35 @@ def texture(tmp_path):
 # --- Mesh, normalise -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad, message", [
-    (dict(vertices=[[0, 0, np.nan], [1, 0, 0], [0, 1, 0]]), "vertices: 1 non-finite"),
-    (dict(vertices=[[0, 0], [1, 0], [0, 1]]), "vertices: wanted"),
-    (dict(faces=[[0, 1, 3]]), "faces: indices 0..3"),
-    (dict(faces=[[0, 1, -1]]), "faces: indices"),
-    (dict(faces=np.zeros((0, 3))), "faces: wanted"),
-    (dict(uv=np.zeros((1, 3, 3))), "uv: wanted"),
-    (dict(material_ids=[1]), "material_ids: 1..1"),
-    (dict(material_ids=[0, 0]), "material_ids: wanted"),
-    (dict(colors=np.full((1, 3, 4), 2.0)), "colors: wanted"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(vertices=[[0, 0, np.nan], [1, 0, 0], [0, 1, 0]]), "vertices: 1 non-finite"),
+        (dict(vertices=[[0, 0], [1, 0], [0, 1]]), "vertices: wanted"),
+        (dict(faces=[[0, 1, 3]]), "faces: indices 0..3"),
+        (dict(faces=[[0, 1, -1]]), "faces: indices"),
+        (dict(faces=np.zeros((0, 3))), "faces: wanted"),
+        (dict(uv=np.zeros((1, 3, 3))), "uv: wanted"),
+        (dict(material_ids=[1]), "material_ids: 1..1"),
+        (dict(material_ids=[0, 0]), "material_ids: wanted"),
+        (dict(colors=np.full((1, 3, 4), 2.0)), "colors: wanted"),
+    ],
+)
 def test_mesh_names_the_field_that_does_not_fit(bad, message):
     with pytest.raises(ValueError, match=message):
         Mesh(**(TRIANGLE | bad))
 
 
-@pytest.mark.parametrize("bad, message", [
-    (dict(color=(1, 1, 1)), "color"), (dict(color=(1, 1, 1, 2)), "color"), (dict(color=(1, 1, np.nan, 1)), "color"),
-    (dict(texture=np.zeros((2, 2, 3), np.uint8)), "texture"), (dict(texture=np.zeros((2, 2, 4))), "texture"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(color=(1, 1, 1)), "color"),
+        (dict(color=(1, 1, 1, 2)), "color"),
+        (dict(color=(1, 1, np.nan, 1)), "color"),
+        (dict(texture=np.zeros((2, 2, 3), np.uint8)), "texture"),
+        (dict(texture=np.zeros((2, 2, 4))), "texture"),
+    ],
+)
 def test_material_names_the_field_that_does_not_fit(bad, message):
     with pytest.raises(ValueError, match=message):
         Material(**bad)
@@ -121,15 +130,27 @@ def write_obj(folder, texture="Wood.png", obj=OBJ):
 def test_obj_with_materials(tmp_path, texture, name):
     mesh = load_mesh(write_obj(tmp_path, name))
     assert len(mesh.faces) == 4
-    wood, glass, old = (next(i for i, m in enumerate(mesh.materials) if ok(m)) for ok in (
-        lambda m: m.texture is not None, lambda m: m.color[3] == 0.25, lambda m: abs(m.color[3] - 0.6) < 1e-6))
+    wood, glass, old = (
+        next(i for i, m in enumerate(mesh.materials) if ok(m))
+        for ok in (
+            lambda m: m.texture is not None,
+            lambda m: m.color[3] == 0.25,
+            lambda m: abs(m.color[3] - 0.6) < 1e-6,
+        )
+    )
     np.testing.assert_array_equal(mesh.materials[wood].texture, texture)
     assert mesh.materials[wood].color.tolist() == [1, 1, 1, 1]  # Kd beside a texture is ignored
     np.testing.assert_allclose(mesh.materials[glass].color, [0, 0.5, 1, 0.25], atol=1 / 255)
     np.testing.assert_allclose(mesh.materials[old].color[:3], [1, 0, 0])
     assert (mesh.material_ids == wood).sum() == 2
-    corners = {tuple(p): tuple(t) for p, t in zip(mesh.vertices[mesh.faces[mesh.material_ids == wood]].reshape(-1, 3).tolist(),
-                                                  mesh.uv[mesh.material_ids == wood].reshape(-1, 2).tolist())}
+    corners = {
+        tuple(p): tuple(t)
+        for p, t in zip(
+            mesh.vertices[mesh.faces[mesh.material_ids == wood]].reshape(-1, 3).tolist(),
+            mesh.uv[mesh.material_ids == wood].reshape(-1, 2).tolist(),
+            strict=True,
+        )
+    }
     assert corners == {(0, 0, 0): (0, 0), (1, 0, 0): (1, 0), (1, 1, 0): (1, 1), (0, 1, 0): (0.25, 0.75)}
 
 
@@ -146,16 +167,19 @@ def test_obj_missing_or_broken_texture_is_named(tmp_path, texture):
         load_mesh(tmp_path / "things.obj")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("empty.obj", b"", "empty.obj"),
-    ("points.obj", b"v 0 0 0\nv 1 0 0\n", "no triangles"),
-    ("nan.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "nan.obj"),
-    ("range.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "range.obj"),
-    ("noise.glb", bytes(range(256)) * 4, "noise.glb"),
-    ("noise.ply", b"ply\nformat ascii 1.0\nelement vertex 3\n", "noise.ply"),
-    ("noise.gltf", b"{]", "noise.gltf"),
-    ("thing.stl", b"solid", "wanted one of .obj"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("empty.obj", b"", "empty.obj"),
+        ("points.obj", b"v 0 0 0\nv 1 0 0\n", "no triangles"),
+        ("nan.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "nan.obj"),
+        ("range.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "range.obj"),
+        ("noise.glb", bytes(range(256)) * 4, "noise.glb"),
+        ("noise.ply", b"ply\nformat ascii 1.0\nelement vertex 3\n", "noise.ply"),
+        ("noise.gltf", b"{]", "noise.gltf"),
+        ("thing.stl", b"solid", "wanted one of .obj"),
+    ],
+)
 def test_unreadable_files_are_refused_by_name(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -175,7 +199,7 @@ def test_splats_are_no_mesh(tmp_path):
 # --- polygons --------------------------------------------------------------------------------
 
 L_SHAPE = [(0, 0), (3, 0), (3, 1), (1, 1), (1, 3), (0, 3)]
-STAR = [(np.cos(a) * r, np.sin(a) * r) for a, r in zip(np.arange(10) * np.pi / 5, [1, 0.3] * 5)]
+STAR = [(np.cos(a) * r, np.sin(a) * r) for a, r in zip(np.arange(10) * np.pi / 5, [1, 0.3] * 5, strict=True)]
 FRAME = [(0, 0), (4, 0), (4, 4), (0, 4), (0, 0), (1, 1), (1, 3), (3, 3), (3, 1), (1, 1)]  # runs around its hole
 DART = [(0, 0), (2, 1), (0, 2), (0.5, 1)]
 
@@ -194,8 +218,10 @@ def test_concave_polygons_keep_their_area_and_holes(tmp_path, outline, hole, shi
     assert abs(area(mesh) - wanted * tilt) < 1e-5
     inverse = np.argsort(plane)
     p = mesh.vertices[mesh.faces][..., inverse][..., :2].astype(np.float64)
-    w = np.linalg.solve(np.concatenate([p.transpose(0, 2, 1), np.ones((len(p), 1, 3))], 1) + 1e-12 * np.eye(3),
-                        np.broadcast_to([*hole, 1.0], (len(p), 3))[..., None])[..., 0]
+    w = np.linalg.solve(
+        np.concatenate([p.transpose(0, 2, 1), np.ones((len(p), 1, 3))], 1) + 1e-12 * np.eye(3),
+        np.broadcast_to([*hole, 1.0], (len(p), 3))[..., None],
+    )[..., 0]
     assert not (w > 1e-6).all(1).any()  # no triangle covers the hole
 
 
@@ -205,8 +231,8 @@ def test_a_fan_would_have_spoiled_these_polygons():
         x, y = q.T
         wanted = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         fans = []
-        for q in (np.roll(q, k, axis=0) for k in range(len(q))):
-            e = q[1:] - q[0]
+        for p in (np.roll(q, k, axis=0) for k in range(len(q))):
+            e = p[1:] - p[0]
             fans.append(np.abs(e[:-1, 0] * e[1:, 1] - e[:-1, 1] * e[1:, 0]).sum() / 2)
         assert max(fans) > wanted + 0.1
 
@@ -228,8 +254,9 @@ def test_polygon_corners_keep_their_texture_coordinates_and_relative_indices():
 
 def test_gltf_transforms_mirrors_and_factors(tmp_path):
     box = trimesh.creation.box(extents=(1, 1, 1))
-    box.visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(
-        baseColorFactor=[128, 64, 255, 128], alphaMode="BLEND"))
+    box.visual = trimesh.visual.TextureVisuals(
+        material=trimesh.visual.material.PBRMaterial(baseColorFactor=[128, 64, 255, 128], alphaMode="BLEND")
+    )
     scene = trimesh.Scene()
     turn = trimesh.transformations.rotation_matrix(np.pi / 2, [0, 1, 0])
     scene.graph.update("parent", scene.graph.base_frame, matrix=trimesh.transformations.translation_matrix([10, 0, 0]))
@@ -239,28 +266,43 @@ def test_gltf_transforms_mirrors_and_factors(tmp_path):
     np.testing.assert_allclose(mesh.vertices.min(0), [9.5, -1, -2], atol=1e-5)
     np.testing.assert_allclose(mesh.vertices.max(0), [10.5, 1, 2], atol=1e-5)
     p = mesh.vertices[mesh.faces].astype(np.float64) - [10, 0, 0]
-    assert np.einsum("fx,fx->f", p[:, 0], np.cross(p[:, 1], p[:, 2])).sum() / 6 == pytest.approx(8)  # > 0: wound outwards
+    assert np.einsum("fx,fx->f", p[:, 0], np.cross(p[:, 1], p[:, 2])).sum() / 6 == pytest.approx(
+        8
+    )  # > 0: wound outwards
     (material,) = mesh.materials
     np.testing.assert_allclose(material.color, [0.737, 0.537, 1, 128 / 255], atol=0.002)  # linear -> sRGB
 
 
-@pytest.mark.parametrize("mode, cutoff, wanted", [(None, None, [255, 255, 255]), ("OPAQUE", None, [255, 255, 255]),
-                                                  ("MASK", None, [0, 255, 255]), ("MASK", 0.9, [0, 0, 255]),
-                                                  ("BLEND", None, [60, 200, 255])])
+@pytest.mark.parametrize(
+    "mode, cutoff, wanted",
+    [
+        (None, None, [255, 255, 255]),
+        ("OPAQUE", None, [255, 255, 255]),
+        ("MASK", None, [0, 255, 255]),
+        ("MASK", 0.9, [0, 0, 255]),
+        ("BLEND", None, [60, 200, 255]),
+    ],
+)
 def test_gltf_alpha_modes(tmp_path, mode, cutoff, wanted):
     texture = np.full((1, 3, 4), 90, np.uint8)
     texture[0, :, 3] = [60, 200, 255]
     box = trimesh.creation.box()
-    box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)), material=trimesh.visual.material.PBRMaterial(
-        baseColorTexture=Image.fromarray(texture), alphaMode=mode, alphaCutoff=cutoff))
+    box.visual = trimesh.visual.TextureVisuals(
+        uv=np.zeros((len(box.vertices), 2)),
+        material=trimesh.visual.material.PBRMaterial(
+            baseColorTexture=Image.fromarray(texture), alphaMode=mode, alphaCutoff=cutoff
+        ),
+    )
     box.export(tmp_path / "box.glb")
     assert load_mesh(tmp_path / "box.glb").materials[0].texture[0, :, 3].tolist() == wanted
 
 
 def test_gltf_missing_texture_is_named(tmp_path, texture):
     box = trimesh.creation.box()
-    box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)),
-                                               material=trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture)))
+    box.visual = trimesh.visual.TextureVisuals(
+        uv=np.zeros((len(box.vertices), 2)),
+        material=trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture)),
+    )
     files = box.export(file_type="gltf")
     header = json.loads(files["model.gltf"])
     header["images"] = [{"uri": "gone.png"}]
@@ -276,22 +318,36 @@ def test_glb_round_trip(tmp_path, texture):
     opaque[..., 3] = 255
     materials = [Material((1, 1, 1, 1), opaque), Material((1, 1, 1, 0.5), texture), Material((0.1, 0.03, 0.02, 1))]
     rng = np.random.default_rng(1)
-    mesh = Mesh(rng.random((9, 3)), rng.integers(0, 9, (20, 3)), uv=rng.random((20, 3, 2)),
-                material_ids=rng.integers(0, 3, 20), materials=materials)
+    mesh = Mesh(
+        rng.random((9, 3)),
+        rng.integers(0, 9, (20, 3)),
+        uv=rng.random((20, 3, 2)),
+        material_ids=rng.integers(0, 3, 20),
+        materials=materials,
+    )
     save_glb(mesh, tmp_path / "mesh.glb")
     back = load_mesh(tmp_path / "mesh.glb")
 
     def soup(m):
-        rows = [np.concatenate([m.vertices[f].ravel(), (t if m.materials[i].texture.shape[0] > 1 else 0 * t).ravel(),
-                                (m.materials[i].texture.reshape(-1, 4)[:1] / 255).ravel()])
-                for f, t, i in zip(m.faces, m.uv, m.material_ids)]
+        rows = [
+            np.concatenate(
+                [
+                    m.vertices[f].ravel(),
+                    (t if m.materials[i].texture.shape[0] > 1 else 0 * t).ravel(),
+                    (m.materials[i].texture.reshape(-1, 4)[:1] / 255).ravel(),
+                ]
+            )
+            for f, t, i in zip(m.faces, m.uv, m.material_ids, strict=True)
+        ]
         return np.array(sorted(np.round(rows, 4).tolist()))
 
     def baked(material):
         texels = np.full((1, 1, 4), 255, np.uint8) if material.texture is None else material.texture
         return Material(texture=np.uint8(np.round(texels * material.color)))
 
-    np.testing.assert_allclose(soup(back), soup(dataclasses.replace(mesh, materials=[baked(m) for m in materials])), atol=2e-4)
+    np.testing.assert_allclose(
+        soup(back), soup(dataclasses.replace(mesh, materials=[baked(m) for m in materials])), atol=2e-4
+    )
     assert struct.unpack("<4sII", (tmp_path / "mesh.glb").read_bytes()[:12])[:2] == (b"glTF", 2)
     truncated = tmp_path / "cut.glb"
     truncated.write_bytes((tmp_path / "mesh.glb").read_bytes()[:-200])
@@ -302,14 +358,18 @@ def test_glb_round_trip(tmp_path, texture):
 def test_glb_shrinks_textures_and_writes_corner_colours(tmp_path):
     big = np.full((300, 100, 4), 255, np.uint8)
     big[:150] = (200, 40, 10, 255)
-    save_glb(Mesh(**TRIANGLE, materials=[Material((1, 1, 1, 1), big)]), tmp_path / "small.glb", max_texture=60, jpeg=True)
+    save_glb(
+        Mesh(**TRIANGLE, materials=[Material((1, 1, 1, 1), big)]), tmp_path / "small.glb", max_texture=60, jpeg=True
+    )
     small = load_mesh(tmp_path / "small.glb").materials[0].texture
     assert small.shape == (60, 20, 4) and np.abs(small[5, 5].astype(int) - [200, 40, 10, 255]).max() < 12
-    colored = Mesh(**TRIANGLE, colors=[[[1, 0, 0, 1], [0.5, 0.5, 0.5, 1], [0, 0, 1, 0.5]]], materials=[Material((1, 1, 1, 1))])
+    colored = Mesh(
+        **TRIANGLE, colors=[[[1, 0, 0, 1], [0.5, 0.5, 0.5, 1], [0, 0, 1, 0.5]]], materials=[Material((1, 1, 1, 1))]
+    )
     save_glb(colored, tmp_path / "colored.glb")
     back = load_mesh(tmp_path / "colored.glb")
-    wanted = {tuple(p): c for p, c in zip(colored.vertices.tolist(), colored.colors[0])}
-    for p, c in zip(back.vertices[back.faces[0]].tolist(), back.colors[0]):
+    wanted = {tuple(p): c for p, c in zip(colored.vertices.tolist(), colored.colors[0], strict=True)}
+    for p, c in zip(back.vertices[back.faces[0]].tolist(), back.colors[0], strict=True):
         np.testing.assert_allclose(c, wanted[tuple(p)], atol=0.01)
     with pytest.raises(ValueError, match="corner colours"):
         save_glb(dataclasses.replace(colored, materials=[Material((1, 1, 1, 1), big)]), tmp_path / "no.glb")
@@ -335,7 +395,9 @@ def test_ply_colours(tmp_path, kind):
     key = {tuple(np.round(v, 5)): i for i, v in enumerate(box.vertices)}
     for f in range(12):
         for c in range(3):
-            np.testing.assert_allclose(mesh.colors[f, c] * 255, color(f, key[tuple(np.round(mesh.vertices[mesh.faces[f, c]], 5))]), atol=1e-3)
+            np.testing.assert_allclose(
+                mesh.colors[f, c] * 255, color(f, key[tuple(np.round(mesh.vertices[mesh.faces[f, c]], 5))]), atol=1e-3
+            )
 
 
 def test_srgb_curve():

@@ -13,13 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from PIL import Image
 
 from gsgen_lib.data import data_root
 from gsgen_lib.data.data_docs import write_credits
 from gsgen_lib.data.meshes import Material, Mesh, load_mesh, normalise, save_glb
 from gsgen_lib.data.objects import DamagedFile, list_objects, load_object, mesh_path, object_cameras, save_object
-from gsgen_lib.data.prerender import color_name, describe, id_generator, make_object, render_folder, view_angles, visible_sample
+from gsgen_lib.data.prerender import (
+    color_name,
+    describe,
+    id_generator,
+    make_object,
+    render_folder,
+    view_angles,
+    visible_sample,
+)
 from gsgen_lib.data.raycast import LIGHT, render_mesh
 from gsgen_lib.data.sweethome import build, open_libraries, read_catalogue, read_model, turn
 
@@ -32,7 +39,12 @@ def sample(n=50, seed=0):
     normals = rng.normal(size=(n, 3))
     images = rng.integers(0, 256, (3, 8, 8, 4)).astype(np.uint8)
     images[images[..., 3] == 0] = 0
-    return images, rng.uniform(-0.5, 0.5, (n, 3)), normals / np.linalg.norm(normals, axis=1, keepdims=True), rng.random((n, 3))
+    return (
+        images,
+        rng.uniform(-0.5, 0.5, (n, 3)),
+        normals / np.linalg.norm(normals, axis=1, keepdims=True),
+        rng.random((n, 3)),
+    )
 
 
 @pytest.fixture
@@ -55,7 +67,9 @@ def test_what_is_stored_comes_back(stored):
     assert [a.dtype for a in (o.points, o.normals, o.colors)] == [np.float32] * 3
     assert (len(o.cameras), o.cameras.width, o.meta["caption"]) == (3, 8, "a thing")
     az, el = np.deg2rad(77.25), np.deg2rad(40)
-    np.testing.assert_allclose(o.cameras.centers[2], 1.8 * np.array([np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)]), atol=1e-5)
+    np.testing.assert_allclose(
+        o.cameras.centers[2], 1.8 * np.array([np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)]), atol=1e-5
+    )
 
 
 def test_index_lists_sorted_and_filtered(stored):
@@ -92,7 +106,12 @@ def test_damage_is_found_and_named(stored, file, damage):
 
 def test_pickled_arrays_are_refused(stored):
     path = stored / "objects/thing.npz"
-    np.savez(path, positions=np.array([{}], dtype=object), normals=np.zeros((1, 3), np.int8), colors=np.zeros((1, 3), np.uint8))
+    np.savez(
+        path,
+        positions=np.array([{}], dtype=object),
+        normals=np.zeros((1, 3), np.int8),
+        colors=np.zeros((1, 3), np.uint8),
+    )
     with pytest.raises(DamagedFile, match="thing.npz.*allow_pickle"):
         load_object("thing", stored, check=False)
 
@@ -107,9 +126,15 @@ def test_wrong_index_or_id(stored, tmp_path):
         list_objects(root=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(id="Bad Id"), "id"), (dict(id="../up"), "id"), (dict(size=9), "images"), (dict(split=None), None),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(id="Bad Id"), "id"),
+        (dict(id="../up"), "id"),
+        (dict(size=9), "images"),
+        (dict(split=None), None),
+    ],
+)
 def test_save_object_names_what_does_not_fit(tmp_path, change, message):
     meta = FACTS | ANGLES | change
     if message is None:
@@ -171,8 +196,12 @@ def test_standard_views():
 def test_points_come_from_what_is_seen():
     outer = trimesh.creation.box(extents=(1, 1, 1))
     inner = trimesh.creation.icosphere(subdivisions=2, radius=0.3)
-    mesh = Mesh(np.concatenate([outer.vertices, inner.vertices]), np.concatenate([outer.faces[:, ::-1], inner.faces + 8]))
-    eyes = object_cameras(dict(size=8, radius=1.8, fov=40.0, elevation=[15.0] * 8, azimuth=list(np.arange(8) * 45.0))).centers.numpy()
+    mesh = Mesh(
+        np.concatenate([outer.vertices, inner.vertices]), np.concatenate([outer.faces[:, ::-1], inner.faces + 8])
+    )
+    eyes = object_cameras(
+        dict(size=8, radius=1.8, fov=40.0, elevation=[15.0] * 8, azimuth=list(np.arange(8) * 45.0))
+    ).centers.numpy()
     points, normals, _ = visible_sample(mesh, eyes, 500, np.random.default_rng(0))
     assert np.allclose(np.abs(points).max(1), 0.5, atol=1e-5)  # on the box, none on the hidden ball
     assert (points[:, 1] > -0.499).all()  # and none below, where no eye looks
@@ -180,8 +209,15 @@ def test_points_come_from_what_is_seen():
 
 
 def test_make_object_writes_what_the_renderer_shows(tmp_path):
-    mesh = normalise(Mesh(*(lambda b: (b.vertices, b.faces))(trimesh.creation.box(extents=(1, 2, 0.5))), materials=[Material((0.1, 0.2, 0.9, 1))]))
-    entry = make_object(mesh, tmp_path, dict(id="slab", name="Slab", category="slab", split="val"), size=24, views=10, points=128)
+    mesh = normalise(
+        Mesh(
+            *(lambda b: (b.vertices, b.faces))(trimesh.creation.box(extents=(1, 2, 0.5))),
+            materials=[Material((0.1, 0.2, 0.9, 1))],
+        )
+    )
+    entry = make_object(
+        mesh, tmp_path, dict(id="slab", name="Slab", category="slab", split="val"), size=24, views=10, points=128
+    )
     o = load_object("slab", tmp_path)
     assert entry["caption"] == "a blue slab" and o.images.shape == (10, 24, 24, 4) and o.points.shape == (128, 3)
     np.testing.assert_allclose(o.images / 255, render_mesh(mesh, o.cameras, 4).rgba, atol=0.5 / 255 + 1e-6)
@@ -197,7 +233,19 @@ def test_words():
     rainbow = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     assert describe("Xylophone", rainbow) == "a colorful xylophone"
     assert {color_name(c) for c in np.random.default_rng(0).random((500, 3))} <= {
-        "black", "white", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple", "pink"}
+        "black",
+        "white",
+        "gray",
+        "brown",
+        "beige",
+        "red",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "purple",
+        "pink",
+    }
 
 
 # --- your own folder -------------------------------------------------------------------------
@@ -325,9 +373,13 @@ def source(tmp_path):
     folder.mkdir(parents=True)
     (folder / "Tiny.sh3f").write_bytes(sh3f())
     digest = hashlib.sha256(CRATE_OBJ.encode()).hexdigest()[:16]
-    selection = {"kept": {"Tiny/1": dict(id="crate", name="Crate", category="box", split="train", obj_sha256=digest, mesh=True),
-                          "Tiny/2": dict(id="lamp", name="Lamp", category="lamp", split="test", yaw=90, licence="CC-BY-3.0")},
-                 "dropped": {"Tiny/3": "a reason"}}
+    selection = {
+        "kept": {
+            "Tiny/1": dict(id="crate", name="Crate", category="box", split="train", obj_sha256=digest, mesh=True),
+            "Tiny/2": dict(id="lamp", name="Lamp", category="lamp", split="test", yaw=90, licence="CC-BY-3.0"),
+        },
+        "dropped": {"Tiny/3": "a reason"},
+    }
     (tmp_path / "selection.json").write_text(json.dumps(selection))
     return tmp_path / "source"
 
@@ -339,7 +391,9 @@ def test_build_path_on_a_tiny_library(source, tmp_path):
     out = tmp_path / "out"
     entries = build(source, out, tmp_path / "selection.json", **SMALL)
     assert [(e["id"], e["split"], e["licence"], e["creator"]) for e in entries] == [
-        ("crate", "train", "CC0-1.0", "Zoé"), ("lamp", "test", "CC-BY-3.0", "Ann & Bob")]
+        ("crate", "train", "CC0-1.0", "Zoé"),
+        ("lamp", "test", "CC-BY-3.0", "Ann & Bob"),
+    ]
     crate = load_mesh(mesh_path("crate", out))
     np.testing.assert_allclose(np.ptp(crate.vertices, axis=0), [1, 0.5, 0.25], atol=1e-5)  # stretched to 40 x 20 x 10
     lamp = load_object("lamp", out)
@@ -355,7 +409,7 @@ def test_build_path_on_a_tiny_library(source, tmp_path):
 def test_building_twice_and_from_a_deb_gives_the_same_bytes(source, tmp_path):
     (tmp_path / "tiny.deb").write_bytes(deb(sh3f()))
     folders = [tmp_path / "a", tmp_path / "b"]
-    for where, out in zip((source, tmp_path / "tiny.deb"), folders):
+    for where, out in zip((source, tmp_path / "tiny.deb"), folders, strict=True):
         build(where, out, tmp_path / "selection.json", **SMALL)
     files = [{str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()} for out in folders]
     assert files[0] == files[1] and len(files[0]) == 8
@@ -369,18 +423,26 @@ def test_models_are_turned_and_stretched_as_the_catalogue_says(source):
     lo, hi = mesh.vertices.min(0), mesh.vertices.max(0)
     np.testing.assert_allclose(hi - lo, [10, 20, 40], atol=1e-4)  # width, height, depth
     assert abs(tip[0] - (lo[0] + hi[0]) / 2) < 1e-4 and tip[2] == lo[2]  # +x became -z
-    np.testing.assert_allclose(turn(Mesh(tip[None].repeat(3, 0), [[0, 1, 2]]), 180).vertices[0], [-tip[0], tip[1], -tip[2]], atol=1e-4)
+    np.testing.assert_allclose(
+        turn(Mesh(tip[None].repeat(3, 0), [[0, 1, 2]]), 180).vertices[0], [-tip[0], tip[1], -tip[2]], atol=1e-4
+    )
     archive.close()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s["kept"]["Tiny/1"].update(obj_sha256="0" * 16), "crate.*another version"),
-    (lambda s: s["kept"].update({"Tiny/9": dict(id="x", name="X", category="x", split="val")}), "Tiny/9.*no model 9"),
-    (lambda s: s["kept"].update({"Huge/1": dict(id="x", name="X", category="x", split="val")}), "no Huge.sh3f"),
-    (lambda s: s["kept"]["Tiny/2"].update(id="crate"), "twice"),
-    (lambda s: s["kept"]["Tiny/2"].update(split="dev"), "bad split"),
-    (lambda s: s.pop("kept"), "not a valid selection"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s["kept"]["Tiny/1"].update(obj_sha256="0" * 16), "crate.*another version"),
+        (
+            lambda s: s["kept"].update({"Tiny/9": dict(id="x", name="X", category="x", split="val")}),
+            "Tiny/9.*no model 9",
+        ),
+        (lambda s: s["kept"].update({"Huge/1": dict(id="x", name="X", category="x", split="val")}), "no Huge.sh3f"),
+        (lambda s: s["kept"]["Tiny/2"].update(id="crate"), "twice"),
+        (lambda s: s["kept"]["Tiny/2"].update(split="dev"), "bad split"),
+        (lambda s: s.pop("kept"), "not a valid selection"),
+    ],
+)
 def test_build_refuses_what_is_not_as_listed(source, tmp_path, change, message):
     file = tmp_path / "selection.json"
     selection = json.loads(file.read_text())
@@ -392,8 +454,12 @@ def test_build_refuses_what_is_not_as_listed(source, tmp_path, change, message):
 
 def test_sources_that_are_none(tmp_path, source):
     selection = tmp_path / "selection.json"
-    for name, content, message in (("a.deb", b"no", "not a Debian package"), ("a.sh3f", b"no", "not a furniture library"),
-                                   ("b.deb", deb(sh3f())[:-300], "b.deb"), ("c.sh3f", sh3f("All rights reserved"), "unknown licence")):
+    for name, content, message in (
+        ("a.deb", b"no", "not a Debian package"),
+        ("a.sh3f", b"no", "not a furniture library"),
+        ("b.deb", deb(sh3f())[:-300], "b.deb"),
+        ("c.sh3f", sh3f("All rights reserved"), "unknown licence"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             build(tmp_path / name, tmp_path / "out", selection, **SMALL)
@@ -412,7 +478,10 @@ def test_credits_refuse_an_object_without_creator(tmp_path):
         write_credits(tmp_path, [dict(id="x", name="X", licence="CC-BY-3.0", creator="", source="s")])
 
 
-@pytest.mark.skipif("GSGEN_FURNITURE" not in os.environ, reason="set GSGEN_FURNITURE to sweethome3d-furniture_1.8-1_all.deb to rebuild shipped objects")
+@pytest.mark.skipif(
+    "GSGEN_FURNITURE" not in os.environ,
+    reason="set GSGEN_FURNITURE to sweethome3d-furniture_1.8-1_all.deb to rebuild shipped objects",
+)
 def test_shipped_objects_build_again_to_the_same_bytes(tmp_path):
     shipped = {e["id"]: e for e in list_objects()}
     meshes = [i for i, e in shipped.items() if "mesh" in e["files"]]

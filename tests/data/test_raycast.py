@@ -29,8 +29,12 @@ def square(z=0.0, half=0.5, **kwargs):
 def stack(*layers):
     """Squares at several z with one material each: [(z, rgba), ...]."""
     meshes = [square(z) for z, _ in layers]
-    return Mesh(np.concatenate([m.vertices for m in meshes]), np.concatenate([m.faces + 4 * i for i, m in enumerate(meshes)]),
-                material_ids=np.repeat(np.arange(len(layers)), 2), materials=[Material(c) for _, c in layers])
+    return Mesh(
+        np.concatenate([m.vertices for m in meshes]),
+        np.concatenate([m.faces + 4 * i for i, m in enumerate(meshes)]),
+        material_ids=np.repeat(np.arange(len(layers)), 2),
+        materials=[Material(c) for _, c in layers],
+    )
 
 
 def rays_of(cameras):
@@ -55,7 +59,11 @@ def test_sphere_matches_the_quadratic_formula():
     assert np.abs(out.depth - z)[inside].max() < 1e-3
     assert (np.einsum("vhwx,vhwx->vhw", out.normals, hit / r)[inside] > np.cos(np.deg2rad(2))).all()
     assert np.abs(out.rgba[..., :3] - color * light(hit / r)[..., None])[inside].max() < 0.02
-    assert (out.rgba[..., 3][inside] == 1).all() and (out.rgba[disc < -0.02] == 0).all() and (out.depth[disc < -0.02] == 0).all()
+    assert (
+        (out.rgba[..., 3][inside] == 1).all()
+        and (out.rgba[disc < -0.02] == 0).all()
+        and (out.depth[disc < -0.02] == 0).all()
+    )
 
 
 def test_box_matches_the_slab_test():
@@ -101,7 +109,9 @@ def test_textures_repeat_and_material_and_corner_colours_multiply():
     texture = np.full((8, 8, 4), 255, np.uint8)
     texture[:, :4] = (255, 0, 0, 255)
     mesh = square(materials=[Material((1, 0.5, 1, 1), texture)])
-    shifted = dataclasses.replace(mesh, uv=mesh.uv + np.array([3, -2], np.float32), colors=np.full((2, 3, 4), (0.5, 1, 1, 1)))
+    shifted = dataclasses.replace(
+        mesh, uv=mesh.uv + np.array([3, -2], np.float32), colors=np.full((2, 3, 4), (0.5, 1, 1, 1))
+    )
     cameras = Cameras.orbit(1, elevation=0.0, width=16, height=16)
     a, b = (render_mesh(m, cameras, supersample=1).rgba[0] for m in (mesh, shifted))
     np.testing.assert_allclose(b, a * np.array([0.5, 1, 1, 1]), atol=1e-3)
@@ -131,9 +141,13 @@ def test_alpha_of_a_texture_lets_the_ray_through():
     texture[:, 8:] = (200, 10, 10, 0)  # right half invisible, whatever its colour
     front = square(0.1, materials=[Material((1, 1, 1, 1), texture)])
     back = square(-0.1)
-    both = Mesh(np.concatenate([front.vertices, back.vertices]), np.concatenate([front.faces, back.faces + 4]),
-                uv=np.concatenate([front.uv, back.uv]), material_ids=[0, 0, 1, 1],
-                materials=[front.materials[0], Material((0, 0, 1, 1))])
+    both = Mesh(
+        np.concatenate([front.vertices, back.vertices]),
+        np.concatenate([front.faces, back.faces + 4]),
+        uv=np.concatenate([front.uv, back.uv]),
+        material_ids=[0, 0, 1, 1],
+        materials=[front.materials[0], Material((0, 0, 1, 1))],
+    )
     out = render_mesh(both, Cameras.orbit(1, elevation=0.0, width=20, height=20))
     np.testing.assert_allclose(out.rgba[0, 10, 6], [LIGHT[2]] * 3 + [1], atol=1e-5)
     np.testing.assert_allclose(out.rgba[0, 10, 13], [0, 0, LIGHT[2], 1], atol=1e-5)
@@ -145,13 +159,17 @@ def test_texture_lookup_against_scipy():
     texture = rng.integers(0, 256, (3, 5, 4), dtype=np.uint8)
     texture[..., 3] = rng.integers(100, 256, (3, 5))
     corners = rng.uniform(-2, 2, (1, 3, 2))
-    mesh = Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], uv=corners, materials=[Material((0.9, 0.8, 0.7, 0.6), texture)])
+    mesh = Mesh(
+        [[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], uv=corners, materials=[Material((0.9, 0.8, 0.7, 0.6), texture)]
+    )
     b = rng.dirichlet([1, 1, 1], 400)
     rgba = surface_colors(prepare_surface(mesh), np.zeros(400, int), b, np.zeros(400), shaded=False)
     u, v = (b @ corners[0]).T
     premultiplied = texture / 255 * np.where(np.arange(4) < 3, texture[..., 3:] / 255, 1)
     where = np.stack([(1 - v) * 3 - 0.5, u * 5 - 0.5])  # row, column: the centre of texel i is at i + 0.5
-    wanted = np.stack([ndimage.map_coordinates(premultiplied[..., c], where, order=1, mode="grid-wrap") for c in range(4)], 1)
+    wanted = np.stack(
+        [ndimage.map_coordinates(premultiplied[..., c], where, order=1, mode="grid-wrap") for c in range(4)], 1
+    )
     wanted[:, :3] /= wanted[:, 3:]
     np.testing.assert_allclose(rgba, wanted * [0.9, 0.8, 0.7, 0.6], atol=0.006)  # premultiplied texels are 8 bits
 
@@ -191,7 +209,10 @@ def test_one_point_has_one_colour_in_all_views():
         x = cameras.viewmats[i, :3, :3] @ point + cameras.viewmats[i, :3, 3]
         u, v, w = cameras.Ks[i] @ x
         column, row = int(u / w), int(v / w)
-        if abs(out.depth[i, row, column] - float(x[2])) < 0.01 and out.normals[i, row, column] @ (cameras.centers[i] - point).numpy() > 0.5:
+        if (
+            abs(out.depth[i, row, column] - float(x[2])) < 0.01
+            and out.normals[i, row, column] @ (cameras.centers[i] - point).numpy() > 0.5
+        ):
             seen.append(out.rgba[i, row, column])
     assert len(seen) >= 4 and np.ptp(seen, axis=0).max() < 0.03
 
@@ -224,14 +245,18 @@ def test_tracing_only_the_window_of_the_object_changes_nothing(monkeypatch):
 
     ball = trimesh.creation.icosphere(subdivisions=2, radius=0.4)
     mesh = Mesh(ball.vertices + [0.1, 0, 0], ball.faces)
-    cameras = Cameras.look_at([[0, 0, 2.0], [0.3, 0.2, 0.45], [0.1, 0, 0], [0, 0.1, 1.0]],
-                              [[0, 0, 0.0], [0, 0, 0.0], [1, 0, 0.0], [0.7, 0, 0.0]], width=21, height=17)
+    cameras = Cameras.look_at(
+        [[0, 0, 2.0], [0.3, 0.2, 0.45], [0.1, 0, 0], [0, 0.1, 1.0]],
+        [[0, 0, 0.0], [0, 0, 0.0], [1, 0, 0.0], [0.7, 0, 0.0]],
+        width=21,
+        height=17,
+    )
     cameras.viewmats.requires_grad_()  # a camera under optimisation is fine
     window = render_mesh(mesh, cameras)
     monkeypatch.setattr(raycast, "_pixel_box", lambda corners, cameras, i: (0, 21, 0, 17))
     full = render_mesh(mesh, cameras)
     assert all((full.rgba[i, ..., 3] > 0).any() for i in range(4)) and not full.rgba[0, 0, 0].any()
-    for a, b in zip((window.rgba, window.depth, window.normals), (full.rgba, full.depth, full.normals)):
+    for a, b in zip((window.rgba, window.depth, window.normals), (full.rgba, full.depth, full.normals), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 

@@ -39,7 +39,10 @@ def test_counts_and_splits():
 def test_the_index_follows_the_fixed_list():
     kept = {f["id"]: f for f in SELECTION["kept"].values()}
     assert kept.keys() == {e["id"] for e in ENTRIES}
-    assert len(SELECTION["kept"]) + len(SELECTION["dropped"]) == 820 and not SELECTION["kept"].keys() & SELECTION["dropped"].keys()
+    assert (
+        len(SELECTION["kept"]) + len(SELECTION["dropped"]) == 820
+        and not SELECTION["kept"].keys() & SELECTION["dropped"].keys()
+    )
     assert all(len(reason) > 5 for reason in SELECTION["dropped"].values())
     for e in ENTRIES:
         fixed = kept[e["id"]]
@@ -54,9 +57,14 @@ def test_every_object_is_whole(objects):
         assert ((alpha > 127).mean((1, 2)) > 0.004).all(), f"{id}: a view shows next to nothing"
         assert not o.images[alpha == 0].any() and (alpha[:, [0, -1], [0, -1]] == 0).all(), id
         assert np.abs(o.points).max() <= 0.5 and np.linalg.norm(o.points, axis=1).max() <= 0.6 + 1e-4, id
-        assert max(np.abs(o.points).max() / 0.5, np.linalg.norm(o.points, axis=1).max() / 0.6) > 0.9, f"{id}: smaller than it should be"
+        assert max(np.abs(o.points).max() / 0.5, np.linalg.norm(o.points, axis=1).max() / 0.6) > 0.9, (
+            f"{id}: smaller than it should be"
+        )
         assert o.meta["azimuth"][:8] == [45.0 * i for i in range(8)] and set(o.meta["elevation"][:8]) == {15.0}
-        assert all(-20 <= x <= 70 for x in o.meta["elevation"]) and len(set(zip(o.meta["azimuth"], o.meta["elevation"]))) == 24
+        assert (
+            all(-20 <= x <= 70 for x in o.meta["elevation"])
+            and len(set(zip(o.meta["azimuth"], o.meta["elevation"], strict=True))) == 24
+        )
         assert np.abs(np.linalg.norm(o.normals, axis=1) - 1).max() < 1e-5, id
         assert re.fullmatch(r"an? [A-Za-z' ]+", o.meta["caption"]), o.meta["caption"]
 
@@ -65,7 +73,14 @@ def _agreement(o, azimuth):
     """Median over points of the colour difference to the pixels they fall on, where they can be seen."""
     cameras = object_cameras(o.meta | {"azimuth": azimuth})
     points = torch.tensor(o.points)
-    facing = torch.einsum("vnx,nx->vn", torch.nn.functional.normalize(cameras.centers[:, None] - points, dim=-1), torch.tensor(o.normals)) > 0.5
+    facing = (
+        torch.einsum(
+            "vnx,nx->vn",
+            torch.nn.functional.normalize(cameras.centers[:, None] - points, dim=-1),
+            torch.tensor(o.normals),
+        )
+        > 0.5
+    )
     x = torch.einsum("vij,nj->vni", cameras.viewmats[:, :3, :3], points) + cameras.viewmats[:, None, :3, 3]
     u = torch.einsum("vij,vnj->vni", cameras.Ks, x)
     u = (u[..., :2] / u[..., 2:]).long().clamp(0, 63).numpy()
@@ -86,7 +101,10 @@ def test_points_pictures_and_cameras_agree(objects):
 
 
 def test_no_test_object_looks_like_a_training_object(objects):
-    small = {id: (o.images[:8].astype(np.float32).reshape(8, 16, 4, 16, 4, 4).mean((2, 4)) / 255).ravel() for id, o in objects.items()}
+    small = {
+        id: (o.images[:8].astype(np.float32).reshape(8, 16, 4, 16, 4, 4).mean((2, 4)) / 255).ravel()
+        for id, o in objects.items()
+    }
     train = [e["id"] for e in ENTRIES if e["split"] == "train"]
     table = np.stack([small[i] for i in train])
     for e in ENTRIES:
@@ -113,7 +131,12 @@ def test_meshes_are_cc0_and_render_like_the_pictures(objects):
 
 def test_files_are_the_listed_ones_and_small():
     listed = {f["path"] for e in ENTRIES for f in e["files"].values()}
-    there = {p.relative_to(ROOT).as_posix() for folder in ("objects", "meshes") for p in (ROOT / folder).rglob("*") if p.is_file()}
+    there = {
+        p.relative_to(ROOT).as_posix()
+        for folder in ("objects", "meshes")
+        for p in (ROOT / folder).rglob("*")
+        if p.is_file()
+    }
     assert listed == there
     total = sum(f["bytes"] for e in ENTRIES for f in e["files"].values())
     assert total == sum((ROOT / p).stat().st_size for p in listed) and total < 40e6
@@ -127,8 +150,15 @@ def test_credits_are_complete(tmp_path):
         row = next(line for line in sections[e["licence"]].splitlines() if line.startswith(f"| `{e['id']}` |"))
         model = e["source"].split("furniture libraries 1.8, ")[1].replace(".sh3f", "")
         assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [e["name"], e["creator"], model]
-    for licence, library in (("CC0-1.0", "BlendSwap-CC-0"), ("CC-BY-3.0", "Scopia"), ("CC-BY-3.0", "BlendSwap-CC-BY"), ("CC-BY-3.0-US", "KatorLegaz")):
-        assert all(e["licence"] == licence or "winchester" in e["id"] for e in ENTRIES if f", {library}.sh3f" in e["source"])
+    for licence, library in (
+        ("CC0-1.0", "BlendSwap-CC-0"),
+        ("CC-BY-3.0", "Scopia"),
+        ("CC-BY-3.0", "BlendSwap-CC-BY"),
+        ("CC-BY-3.0-US", "KatorLegaz"),
+    ):
+        assert all(
+            e["licence"] == licence or "winchester" in e["id"] for e in ENTRIES if f", {library}.sh3f" in e["source"]
+        )
     assert [e["licence"] for e in ENTRIES if "winchester" in e["id"]] == ["CC-BY-3.0"] * 2
     write_credits(tmp_path, ENTRIES)
     assert (tmp_path / "CREDITS.md").read_text(encoding="utf-8") == text
@@ -143,6 +173,10 @@ def test_data_card_is_up_to_date(tmp_path):
 
 
 def test_no_brand_names():
-    words = set(re.findall(r"[a-z0-9]+", " ".join(json.dumps([e["id"], e["name"], e["caption"]]) for e in ENTRIES).lower()))
-    brands = "seat leon peugeot renault scenic yamaha chevrolet vw volkswagen beetle daf rubik rubiks ipad iphone apple kitchenaid nikon playstation ps4 converse mercedes ford"
+    text = " ".join(json.dumps([e["id"], e["name"], e["caption"]]) for e in ENTRIES)
+    words = set(re.findall(r"[a-z0-9]+", text.lower()))
+    brands = (
+        "seat leon peugeot renault scenic yamaha chevrolet vw volkswagen beetle daf rubik rubiks ipad iphone apple "
+        "kitchenaid nikon playstation ps4 converse mercedes ford"
+    )
     assert not words & set(brands.split())
