@@ -31,6 +31,7 @@ from gsgen_lib.data.toy_things import BACK, SIDES
 
 
 def car(p, a, main):
+    """A car seen from its bumper: hood, cabin with windows, four wheels; hidden: the hatch and what hangs on it."""
     w, length, t = 0.48 * a["wide"], 0.46 * a["length"], a["tall"]
     along = (0, -90, 0)  # turns an outline in x and y so that its x runs to the front
     hood = 0.34 * t
@@ -65,6 +66,7 @@ CAR = Family(car, {"length": (0.92, 1.15)}, {},
 
 
 def rocket(p, a, main):
+    """A rocket on three fins with a nose cone and a round window; hidden: what is on its back."""
     t, w = a["tall"], 0.22 * a["wide"]
     body = np.array([(0.7 * w, 0.12), (w, 0.27), (1.04 * w, 0.45), (0.9 * w, 0.74)]) * [1, t]
     top = body[-1, 1]
@@ -94,6 +96,7 @@ ROCKET = Family(rocket, {"nose": (0.9, 1.2)}, {"trim": ("red", "black", "yellow"
 
 
 def boat(p, a, main):
+    """A sailing boat, bow to +x, so that its front is a flank; hidden: the sign on the far side of the sail."""
     w, t = a["wide"], a["tall"]
     x = np.linspace(-1, 1, 25)
     beam = 0.2 * np.sqrt(np.clip(1 - np.clip(x + 0.15, 0, None) ** 2 / 1.15**2, 0, 1))  # pointed at the bow, +x
@@ -133,6 +136,7 @@ BOAT = Family(boat, {"sail": (0.9, 1.05)}, {"flag": ("red", "yellow", "blue")},
 
 
 def robot(p, a, main):
+    """A robot on two tracks with head and arms; hidden: its back panel and what is on its back."""
     w, h, d = 0.42 * a["wide"], 0.42 * a["tall"], 0.3
     head = 0.26 * a["head_size"]
     wheel, ahead = circle(0.09) + [0, 0.09], np.array([0.2, 0])
@@ -179,6 +183,7 @@ ROBOT = Family(robot, {"head_size": (0.9, 1.15)}, {"trim": ("red", "yellow", "bl
 
 
 def snowman(p, a, main):
+    """Two balls of snow and one in a pullover, with hat, nose and arms; hidden: a backpack."""
     w, t, r = a["wide"], a["tall"], a["belly"]
     low, mid, top = 0.35 * r, 0.26, 0.19
     y1, y2, y3 = 0.31 * t, 0.69 * t, 1.0 * t
@@ -216,6 +221,7 @@ SNOWMAN = Family(snowman, {"belly": (0.98, 1.12)},
 
 
 def fish(p, a, main):
+    """A fish with its head to +x, so that its front is a flank; hidden: the spot on the other flank."""
     rx, ry, rz = 0.38 * a["wide"], 0.29 * a["tall"] * a["belly"], 0.16
 
     def surface(gap):
@@ -246,6 +252,7 @@ FISH = Family(fish, {"belly": (0.9, 1.15)}, {"fins": ("orange", "yellow", "blue"
 
 
 def cat(p, a, main):
+    """A sitting cat on a cushion, face to +z; hidden: to which side its tail lies."""
     t, w = a["tall"], 0.27 * a["wide"]
     p.add(lathe([(0, 0), (w + 0.13, 0), (w + 0.18, 0.05), (w + 0.13, 0.1), (0, 0.12)], 40), a["cushion"], "cushion")
     body = np.array([(0, 0.1), (0.8 * w, 0.1), (w, 0.2), (0.96 * w, 0.32), (0.72 * w, 0.48), (0.5 * w, 0.6)])

@@ -38,6 +38,7 @@ BACK = (0, 180, 0)  # turns something made for the front to the back
 
 
 def mug(p, a, main):
+    """A mug with a face and a handle on one side; hidden: the print on its back."""
     r, h = 0.34 * a["wide"], 0.72 * a["tall"] * a["height"]
     wall = [(0, 0), (0.9 * r, 0), (r, 0.05), (r, h)]
     p.add(lathe(wall), main)
@@ -63,6 +64,7 @@ MUG = Family(mug, {"height": (0.9, 1.12)}, {"handle": ("left", "right")},
 
 
 def chair(p, a, main):
+    """A chair with four legs, seat and back rest; hidden: the panel on the back of the rest."""
     w, d, seat, top = 0.52 * a["wide"], 0.5, 0.42 * a["legs"], 0.55 * a["tall"] * a["back_height"]
     for x in SIDES:
         p.add(box(0.07, seat, 0.07), a["frame"], "legs", at=(x * (w / 2 - 0.035), seat / 2, d / 2 - 0.035))
@@ -84,6 +86,7 @@ CHAIR = Family(chair, {"legs": (0.9, 1.15), "back_height": (0.9, 1.1)}, {"frame"
 
 
 def table(p, a, main):
+    """A table with a drawer to the front and something on top; hidden: the panel at the back."""
     w, d, h = 0.95 * a["wide"], 0.58, 0.58 * a["tall"] * a["legs"]
     if a["top"] == "round":
         p.add(lathe([(0, h), (0.5, h), (0.5, h + 0.07), (0, h + 0.07)], 40), main, "top")
@@ -116,6 +119,7 @@ TABLE = Family(table, {"legs": (0.9, 1.2)}, {"top": ("round", "square"), "frame"
 
 
 def lamp(p, a, main):
+    """A lamp with a stand and a shade with a star; hidden: the panel on the back of the shade."""
     low, high = 0.34 * a["wide"] * a["shade"], 0.2 * a["wide"]
     y, h = 0.5 * a["tall"], 0.42
     p.add(lathe([(0, 0), (0.24, 0), (0.24, 0.03), (0.07, 0.09), (0, 0.09)]), a["stand"], "stand")
@@ -145,6 +149,7 @@ LAMP = Family(lamp, {"shade": (0.9, 1.12)}, {"stand": ("wood", "black", "gold", 
 
 
 def clock(p, a, main):
+    """An alarm clock with dial, bells and feet; hidden: its back cover."""
     r, d = 0.36 * a["size"], 0.2 * a["wide"]
     y = r + 0.1 * a["tall"]
     lying = {"at": (0, y, 0), "turn": (90, 0, 0)}
@@ -167,6 +172,7 @@ CLOCK = Family(clock, {"size": (0.95, 1.1)}, {"metal": ("gold", "steel", "black"
 
 
 def house(p, a, main):
+    """A house with windows, roof and chimney on a lawn; hidden: the back door and the window beside it."""
     w, d, h, roof = 0.68 * a["wide"], 0.6, 0.46 * a["tall"], 0.34 * a["roof_pitch"]
     p.add(box(0.98 * a["wide"], 0.05, 0.98), "grass", "lawn", at=(0, 0.025, 0))
     p.add(box(w, h, d), main, at=(0, 0.05 + h / 2, 0))
@@ -201,6 +207,7 @@ HOUSE = Family(house, {"roof_pitch": (0.8, 1.25)},
 
 
 def tree(p, a, main):
+    """A tree with a bird house on its front; hidden: a kite caught on the back."""
     t, w = a["tall"], a["wide"] * a["crown_size"]
     p.add(lathe([(0, 0), (0.5 * w, 0), (0.48 * w, 0.05), (0, 0.06)], 40), "grass", "ground")
     p.add(lathe([(0.13, 0.04), (0.09, 0.12), (0.075, 0.5 * t)], 16), "brown", "trunk")
