@@ -5,6 +5,10 @@ with a loss on colour, alpha and depth. Forward + backward are timed together. T
 the `reference` engine, in the same run. Each time is the median of repeated calls, the engines taking turns, so that a
 busy machine slows both.
 
+torch's OpenMP threads wait actively for a short time only (GOMP_SPINCOUNT, set in gsgen_lib/__init__.py): the default
+wait slows our engine by up to a half and leaves the PyTorch baseline as it is; no waiting at all (OMP_WAIT_POLICY=passive)
+would slow the baseline by a half and flatter us.
+
 "SIMD limit": how long the arithmetic of the Gaussian-pixel pairs that really matter (alpha >= 1/255, pixel not yet
 finished) would take if every vector lane did nothing else; it is estimated by running the two compositing kernels on one
 tile whose pairs all matter, hot in cache.
@@ -118,10 +122,14 @@ def _timed(f) -> float:
 
 def peak_memory_mib() -> float:
     """Peak resident memory that a render with backward adds at 64k, 256², measured in a process of its own."""
+    g, _ = scene(64000, 256)
+    scale = g.scales.mean().item() / math.exp(0.125)  # `Gaussians.random` draws log-normal scales, sigma 1/2
     code = ("import resource, torch, importlib.util as u\n"
+            "from gsgen_lib import Cameras, Gaussians\n"
             f"s = u.spec_from_file_location('b', {__file__!r}); b = u.module_from_spec(s); s.loader.exec_module(b)\n"
             "b.step(*b.scene(100, 256), 'numba')\n"  # compile, import
-            "g, c = b.scene(64000, 256)\n"
+            f"g = Gaussians.random(64000, scale={scale!r}, generator=torch.Generator().manual_seed(0))\n"
+            "c = Cameras.orbit(1, width=256, height=256)\n"
             "import threading, time\n"
             "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
             "base, peak, stop = rss(), [0], []\n"
