@@ -109,7 +109,8 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
     pull, seen = (torch.zeros(scene.num, device=device) for _ in range(2))  # sum of 2D gradients, and of views
     result = FitResult(scene)
 
-    for step in tqdm(range(c.steps), desc="fit", disable=not progress, leave=False):
+    quiet = {} if progress else {"disable": True}  # left out, so that TQDM_DISABLE=1 can still silence it
+    for step in tqdm(range(c.steps), desc="fit", leave=False, **quiet):
         adam.param_groups[0]["lr"] = c.lr_means * c.final_decay ** (step / c.steps)
         views = torch.randperm(len(cameras), generator=generator)[:c.batch].to(device)
         target, background = _on_background(images[views], generator)
