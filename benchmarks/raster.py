@@ -5,9 +5,9 @@ with a loss on colour, alpha and depth. Forward + backward are timed together. T
 the `reference` engine, in the same run. Each time is the median of repeated calls, the engines taking turns, so that a
 busy machine slows both.
 
-torch's OpenMP threads wait actively for a short time only (GOMP_SPINCOUNT, set in gsgen_lib/__init__.py): the default
-wait slows our engine by up to a half and leaves the PyTorch baseline as it is; no waiting at all (OMP_WAIT_POLICY=passive)
-would slow the baseline by a half and flatter us.
+torch's OpenMP threads wait actively for a short time only (GOMP_SPINCOUNT, set in gsgen_lib/__init__.py). Run this with
+OMP_WAIT_POLICY=active or =passive to see the others: a long wait takes a core from our engine's threads; no wait slows the
+PyTorch baseline with its many small operations, and so would flatter us.
 
 "SIMD limit": how long the arithmetic of the Gaussian-pixel pairs that really matter (alpha >= 1/255, pixel not yet
 finished) would take if every vector lane did nothing else; it is estimated by running the two compositing kernels on one

@@ -10,7 +10,7 @@ import importlib
 import os
 
 # After an operation, torch's OpenMP threads keep a core busy for milliseconds in case there is more to do, and would take
-# it from the rasterizer's own threads. A short wait costs torch nothing measurable (see benchmarks/raster.py). It is read
+# it from the rasterizer's own threads. A short wait leaves it to both. It is read
 # when torch is first imported (GNU OpenMP on Linux; others ignore it), and what the user has set stays.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -188,7 +188,7 @@ def test_runs_from_a_read_only_install(tmp_path):
 
 def test_no_access_out_of_bounds(tmp_path):
     """The kernels compiled with bounds checking, on scenes made to overflow: radii, tiles, integers."""
-    run_python("""
+    out = run_python("""
         import torch
         from gsgen_lib import Cameras, Gaussians, rasterize
         gen = torch.Generator().manual_seed(0)
@@ -202,4 +202,6 @@ def test_no_access_out_of_bounds(tmp_path):
             out = rasterize(Gaussians(*leaves), cams)
             (out.rgb.sum() + out.depth.sum()).backward()
         rasterize(Gaussians.random(0), cams)
+        print("finished", bool(torch.isfinite(out.rgb).all()))
     """, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), NUMBA_OPT="1")
+    assert out.split() == ["finished", "True"]
