@@ -1,0 +1,107 @@
+"""The Gaussian diffusion process: noising, and the four names of one prediction.
+
+    x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps                                  (noising, `q_sample`)
+    v   = sqrt(abar) eps - sqrt(1 - abar) x_0                                  (the velocity of the rotation)
+    score = grad log q(x_t) = -eps / sqrt(1 - abar)                            (in expectation)
+
+A network may predict eps, x0, v or the score: given x_t and abar each determines the others
+(`convert`), since (x_t, v) is (x_0, eps) rotated by the angle whose cosine is sqrt(abar):
+
+    x_0 = sqrt(abar) x_t - sqrt(1 - abar) v,     eps = sqrt(1 - abar) x_t + sqrt(abar) v
+
+The choice changes which errors training minds, not what can be expressed.
+
+`abar` is a number, a 0-d tensor, or one number per item of the batch, (B,); x are (B, ...), any
+shape after B. Sources: DDPM (2006.11239) eq. 4; v: progressive distillation (2202.00512) section 4;
+score: Song et al. (2011.13456) section 3. Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["KINDS", "convert", "q_sample", "spread"]
+
+KINDS = ("eps", "x0", "v", "score")
+
+
+def spread(values, like: Tensor) -> Tensor:
+    """A number, or (B,) numbers, shaped to multiply `like` (B, ...).
+
+    >>> spread(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 1, 1, 1])
+    """
+    values = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+    if values.ndim == 0:
+        return values
+    if values.ndim != 1 or not like.ndim or len(values) not in (1, len(like)):
+        raise ValueError(f"values: got shape {tuple(values.shape)}, wanted one number, or one for each of the "
+                         f"batch {tuple(like.shape[:1])}")
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def q_sample(x0: Tensor, eps: Tensor, abar) -> Tensor:
+    """Noised data x_t = sqrt(abar) x0 + sqrt(1 - abar) eps; x0, eps (B, ...), abar in [0, 1].
+
+    >>> q_sample(torch.ones(1, 2), torch.zeros(1, 2), 0.25)
+    tensor([[0.5000, 0.5000]])
+    """
+    if x0.shape != eps.shape:
+        raise ValueError(f"eps: got shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
+    a = _checked(abar, x0)
+    return a.sqrt() * x0 + (1 - a).sqrt() * eps
+
+
+def convert(prediction: Tensor, x_t: Tensor, abar, source: str, target: str) -> Tensor:
+    """Turn a prediction of `source` into one of `target`, both of "eps", "x0", "v", "score".
+
+    prediction, x_t: (B, ...). Raises ValueError where the answer does not exist: x0 from eps or
+    score at abar = 0 (no signal left), eps from x0 or a score at abar = 1 (no noise).
+
+    >>> x0, eps, abar = torch.tensor([[2.0]]), torch.tensor([[1.0]]), 0.36
+    >>> x_t = q_sample(x0, eps, abar)  # 0.6 * 2 + 0.8 * 1
+    >>> convert(eps, x_t, abar, "eps", "x0").item(), convert(x0, x_t, abar, "x0", "v").item()
+    (2.0, -1.0)
+    """
+    for name, kind in (("source", source), ("target", target)):
+        if kind not in KINDS:
+            raise ValueError(f"{name}: got {kind!r}, wanted one of {', '.join(KINDS)}")
+    if prediction.shape != x_t.shape:
+        raise ValueError(f"prediction: got shape {tuple(prediction.shape)}, wanted that of x_t, {tuple(x_t.shape)}")
+    a = _checked(abar, x_t)
+    if source == target:
+        return prediction
+    signal, noise = a.sqrt(), (1 - a).sqrt()
+    if source == "v":
+        x0, eps = signal * x_t - noise * prediction, noise * x_t + signal * prediction
+    elif source == "x0":
+        x0 = prediction
+        _forbid(noise, target != "v", "eps", "no noise at abar = 1")
+        # v from x0 alone: (signal x_t - x0) / noise, the same as from eps = (x_t - signal x0) / noise
+        eps = (x_t - signal * x0) / noise
+    else:
+        eps = -noise * prediction if source == "score" else prediction
+        if target in ("x0", "v"):
+            _forbid(signal, True, target, "no signal at abar = 0")
+        x0 = (x_t - noise * eps) / signal if target in ("x0", "v") else eps
+    if target == "x0":
+        return x0
+    if target == "eps":
+        return eps
+    if target == "v":
+        return signal * eps - noise * x0
+    _forbid(noise, True, "score", "no noise at abar = 1")
+    return -eps / noise
+
+
+def _checked(abar, like: Tensor) -> Tensor:
+    a = spread(abar, like)
+    if not bool(((a >= 0) & (a <= 1)).all()):
+        raise ValueError(f"abar: got {a.flatten().tolist()[:4]}, wanted numbers in [0, 1]")
+    return a
+
+
+def _forbid(factor: Tensor, asked: bool, target: str, why: str) -> None:
+    if asked and bool((factor == 0).any()):
+        raise ValueError(f"target: {target} is not determined here: {why}")
