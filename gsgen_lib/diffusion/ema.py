@@ -3,7 +3,8 @@
     shadow <- decay_n shadow + (1 - decay_n) weight,      decay_n = min(decay, (1 + n) / (10 + n))
 
 The ramp in n lets the average forget the random start. Weights near the end of training rattle
-around a minimum; their average lies closer to it. Buffers (counters, running means) are copied.
+around a minimum; their average lies closer to it. Buffers (counters, running means) are copied. The
+average is kept in float32 or better: in half precision a step of 1 - decay would round to nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay: got {decay}, wanted a number in [0, 1)")
         self.decay, self.updates = decay, 0
+        self.averaged = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        for name in self.averaged:
+            self.shadow[name] = self.shadow[name].to(torch.promote_types(self.shadow[name].dtype, torch.float32))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -41,10 +45,11 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in module.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.shadow[name].lerp_(value.to(self.shadow[name].dtype), 1 - decay)
+            average = self.shadow[name]
+            if name in self.averaged:
+                average.lerp_(value.to(average), 1 - decay)
             else:
-                self.shadow[name].copy_(value)
+                average.copy_(value)
 
     def copy_to(self, module: nn.Module) -> None:
         """Write the average into the module."""
@@ -65,9 +70,14 @@ class EMA:
         return {"shadow": self.shadow, "updates": self.updates, "decay": self.decay}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a saved average; KeyError or RuntimeError where it is of another module."""
+        """Go on from a saved average; KeyError or ValueError, and no change, where it is of another module."""
         if set(state["shadow"]) != set(self.shadow):
-            raise KeyError(f"state: got weights {sorted(set(state['shadow']) ^ set(self.shadow))[:4]} too many or too few")
+            odd = sorted(set(state["shadow"]) ^ set(self.shadow))
+            raise KeyError(f"state: got weights {odd[:4]} too many or too few")
+        for name, value in state["shadow"].items():
+            wanted = self.shadow[name].shape
+            if value.shape != wanted:
+                raise ValueError(f"state: got {name} of shape {tuple(value.shape)}, wanted {tuple(wanted)}")
         for name, value in state["shadow"].items():
             self.shadow[name].copy_(value)
         self.updates, self.decay = state["updates"], state["decay"]

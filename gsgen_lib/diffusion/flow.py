@@ -34,6 +34,8 @@ def interpolate(x0: Tensor, eps: Tensor, t) -> Tensor:
     if x0.shape != eps.shape:
         raise ValueError(f"eps: got shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
     t = spread(t, x0)
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"t: got {t.flatten().tolist()[:4]}, wanted numbers in [0, 1]")
     return (1 - t) * x0 + t * eps
 
 
@@ -50,12 +52,14 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 
 def logit_normal_times(n: int, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None,
                        device=None) -> Tensor:
-    """n training times in (0, 1), dense in the middle; (n,). The generator lives on `device`.
+    """n training times in (0, 1), dense in the middle; (n,); std > 0. The generator lives on `device`.
 
     >>> t = logit_normal_times(10_000, generator=torch.Generator().manual_seed(0))
     >>> bool(((t > 0.25) & (t < 0.75)).float().mean() > 0.7)  # 0.5 if they were uniform
     True
     """
+    if not std > 0:
+        raise ValueError(f"std: got {std}, wanted a number > 0")
     return torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=device))
 
 
@@ -74,6 +78,9 @@ def flow_loss(model: Callable, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 def flow_times(steps: int, shift: float = 1.0) -> Tensor:
     """The steps + 1 times from 1 to 0 that a sampler visits; (steps + 1,).
 
+    The sigmas of diffusers' FlowMatchEulerDiscreteScheduler when it is given `sigmas=linspace(1, 1 / steps,
+    steps)`; its own default ends with a step of length 1 / 1000 instead.
+
     >>> flow_times(4), flow_times(2, shift=3.0)
     (tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000]), tensor([1.0000, 0.7500, 0.0000]))
     """
@@ -83,7 +90,8 @@ def flow_times(steps: int, shift: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def flow_sample(velocity: Callable, noise: Tensor, steps: int = 25, shift: float = 1.0, method: str = "euler") -> Tensor:
+def flow_sample(velocity: Callable, noise: Tensor, steps: int = 25, shift: float = 1.0,
+                method: str = "euler") -> Tensor:
     """Follow `velocity(x_t, t)` from noise (B, ...) at t = 1 to data at t = 0; t is passed as a 0-d tensor.
 
     method: "euler", one call a step, or "heun", two calls a step (the slope at both ends, averaged);

@@ -21,17 +21,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "convert", "q_sample", "spread"]
+__all__ = ["KINDS", "checked_abar", "convert", "q_sample", "spread"]
 
 KINDS = ("eps", "x0", "v", "score")
 
 
 def spread(values, like: Tensor) -> Tensor:
-    """A number, or (B,) numbers, shaped to multiply `like` (B, ...).
+    """A number, or (B,) numbers, shaped to multiply `like` (B, ...), which must hold floating-point numbers.
 
     >>> spread(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 1, 1, 1])
     """
+    if not like.is_floating_point():
+        raise ValueError(f"x: got dtype {like.dtype}, wanted floating point")
     values = torch.as_tensor(values, dtype=like.dtype, device=like.device)
     if values.ndim == 0:
         return values
@@ -39,6 +41,21 @@ def spread(values, like: Tensor) -> Tensor:
         raise ValueError(f"values: got shape {tuple(values.shape)}, wanted one number, or one for each of the "
                          f"batch {tuple(like.shape[:1])}")
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def checked_abar(abar, like: Tensor) -> Tensor:
+    """abar as a tensor on the device of `like`, in its precision but at least float32; ValueError outside [0, 1].
+
+    Half precision rounds 0.9999 to 1, so square roots and differences of abar are taken before its
+    results are cast to the precision of the data.
+
+    >>> checked_abar(0.9999, torch.zeros(2, dtype=torch.bfloat16))
+    tensor(0.9999)
+    """
+    abar = torch.as_tensor(abar, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    if not bool(((abar >= 0) & (abar <= 1)).all()):
+        raise ValueError(f"abar: got {abar.flatten().tolist()[:4]}, wanted numbers in [0, 1]")
+    return abar
 
 
 def q_sample(x0: Tensor, eps: Tensor, abar) -> Tensor:
@@ -49,15 +66,15 @@ def q_sample(x0: Tensor, eps: Tensor, abar) -> Tensor:
     """
     if x0.shape != eps.shape:
         raise ValueError(f"eps: got shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
-    a = _checked(abar, x0)
-    return a.sqrt() * x0 + (1 - a).sqrt() * eps
+    signal, noise = _signal_and_noise(abar, x0)
+    return signal * x0 + noise * eps
 
 
 def convert(prediction: Tensor, x_t: Tensor, abar, source: str, target: str) -> Tensor:
     """Turn a prediction of `source` into one of `target`, both of "eps", "x0", "v", "score".
 
-    prediction, x_t: (B, ...). Raises ValueError where the answer does not exist: x0 from eps or
-    score at abar = 0 (no signal left), eps from x0 or a score at abar = 1 (no noise).
+    prediction, x_t: (B, ...). Raises ValueError where the answer does not exist: at abar = 0 (no
+    signal left) x0 and v from eps or score; at abar = 1 (no noise) eps and v from x0, and any score.
 
     >>> x0, eps, abar = torch.tensor([[2.0]]), torch.tensor([[1.0]]), 0.36
     >>> x_t = q_sample(x0, eps, abar)  # 0.6 * 2 + 0.8 * 1
@@ -69,39 +86,29 @@ def convert(prediction: Tensor, x_t: Tensor, abar, source: str, target: str) -> 
             raise ValueError(f"{name}: got {kind!r}, wanted one of {', '.join(KINDS)}")
     if prediction.shape != x_t.shape:
         raise ValueError(f"prediction: got shape {tuple(prediction.shape)}, wanted that of x_t, {tuple(x_t.shape)}")
-    a = _checked(abar, x_t)
+    signal, noise = _signal_and_noise(abar, x_t)
     if source == target:
         return prediction
-    signal, noise = a.sqrt(), (1 - a).sqrt()
+    if source == "score":  # eps in another unit
+        return convert(-noise * prediction, x_t, abar, "eps", target)
+    if target == "score":
+        return -convert(prediction, x_t, abar, source, "eps") / _not_zero(noise, target, "no noise at abar = 1")
     if source == "v":
-        x0, eps = signal * x_t - noise * prediction, noise * x_t + signal * prediction
-    elif source == "x0":
-        x0 = prediction
-        _forbid(noise, target != "v", "eps", "no noise at abar = 1")
-        # v from x0 alone: (signal x_t - x0) / noise, the same as from eps = (x_t - signal x0) / noise
-        eps = (x_t - signal * x0) / noise
-    else:
-        eps = -noise * prediction if source == "score" else prediction
-        if target in ("x0", "v"):
-            _forbid(signal, True, target, "no signal at abar = 0")
-        x0 = (x_t - noise * eps) / signal if target in ("x0", "v") else eps
-    if target == "x0":
-        return x0
-    if target == "eps":
-        return eps
-    if target == "v":
-        return signal * eps - noise * x0
-    _forbid(noise, True, "score", "no noise at abar = 1")
-    return -eps / noise
+        return signal * x_t - noise * prediction if target == "x0" else noise * x_t + signal * prediction
+    if source == "eps":
+        x0 = (x_t - noise * prediction) / _not_zero(signal, target, "no signal at abar = 0")
+        return x0 if target == "x0" else signal * prediction - noise * x0
+    eps = (x_t - signal * prediction) / _not_zero(noise, target, "no noise at abar = 1")  # source is x0
+    return eps if target == "eps" else signal * eps - noise * prediction
 
 
-def _checked(abar, like: Tensor) -> Tensor:
-    a = spread(abar, like)
-    if not bool(((a >= 0) & (a <= 1)).all()):
-        raise ValueError(f"abar: got {a.flatten().tolist()[:4]}, wanted numbers in [0, 1]")
-    return a
+def _signal_and_noise(abar, like: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(abar) and sqrt(1 - abar), shaped to multiply `like`."""
+    abar = checked_abar(abar, like)
+    return spread(abar.sqrt(), like), spread((1 - abar).sqrt(), like)
 
 
-def _forbid(factor: Tensor, asked: bool, target: str, why: str) -> None:
-    if asked and bool((factor == 0).any()):
+def _not_zero(divisor: Tensor, target: str, why: str) -> Tensor:
+    if bool((divisor == 0).any()):
         raise ValueError(f"target: {target} is not determined here: {why}")
+    return divisor

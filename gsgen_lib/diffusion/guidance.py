@@ -37,12 +37,17 @@ def guide(uncond: Tensor, cond: Tensor, guidance_scale: float, rescale: float = 
 def rescale_guidance(mixed: Tensor, cond: Tensor, amount: float) -> Tensor:
     """Scale each item of `mixed` (B, ...) towards the standard deviation of `cond`; amount in [0, 1].
 
+    An item must hold two numbers or more, else it has no standard deviation.
+
     >>> c = torch.tensor([[-1.0, 1.0]])
     >>> rescale_guidance(5 * c, c, 1.0), rescale_guidance(5 * c, c, 0.5)
     (tensor([[-1.,  1.]]), tensor([[-3.,  3.]]))
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"amount: got {amount}, wanted a number in [0, 1]")
+    if mixed.shape != cond.shape or mixed[:1].numel() < 2:
+        raise ValueError(f"mixed, cond: got shapes {tuple(mixed.shape)}, {tuple(cond.shape)}, wanted the same "
+                         "(B, ...) with two numbers or more for each item")
     dims = tuple(range(1, mixed.ndim))
     ratio = cond.std(dims, keepdim=True) / mixed.std(dims, keepdim=True).clamp_min(1e-12)
     return amount * ratio * mixed + (1 - amount) * mixed
@@ -63,7 +68,13 @@ def guided(model: Callable, cond, uncond, guidance_scale: float, rescale: float 
     (tensor([4., 4.]), tensor([1., 1.]))
     """
     low, high = interval
-    both = torch.cat([uncond, cond]) if isinstance(cond, Tensor) and isinstance(uncond, Tensor) else None
+    if not low <= high:
+        raise ValueError(f"interval: got {interval}, wanted low <= high")
+    both = None
+    if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
+        if cond.shape != uncond.shape:
+            raise ValueError(f"uncond: got shape {tuple(uncond.shape)}, wanted that of cond, {tuple(cond.shape)}")
+        both = torch.cat([uncond, cond])
 
     def denoise(x_t: Tensor, t) -> Tensor:
         time = torch.as_tensor(t, device=x_t.device)

@@ -8,16 +8,19 @@ Data:  p(x_0) = sum_k w_k N(m_k, s_k^2 I).  With x_t = alpha x_0 + sigma eps,
     E[eps | x_t]   = (x_t - alpha E[x_0 | x_t]) / sigma,      score = -E[eps | x_t] / sigma
 
 (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)) in diffusion, (1 - t, t) in rectified flow. No network can
-do better than this one, so a sampler that fails with it is wrong. Condition "k in a set" by the
-labels: `mixture.given(labels)`. Taught in notebook 02; oracle of the tests.
+do better than this one, so a sampler that fails with it is wrong. The condition "component k carries
+this label" leaves another mixture: `mixture.given(labels, label)`. Taught in notebook 02; oracle of the tests.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gsgen_lib.diffusion.gaussian import KINDS, spread
 
 __all__ = ["GaussianMixture"]
 
@@ -60,26 +63,31 @@ class GaussianMixture:
         return self.means[k] + self.stds[k, None] * noise
 
     def given(self, labels: Tensor, label: int) -> GaussianMixture:
-        """The mixture of the components k with labels[k] == label; labels (K,).
+        """The mixture of the components k with labels[k] == label; labels (K,), one for each component.
 
         >>> pair = GaussianMixture(torch.tensor([[0.0], [5.0]]), torch.ones(2), torch.ones(2))
         >>> pair.given(torch.tensor([0, 1]), 1).means
         tensor([[5.]])
         """
+        if labels.shape != self.weights.shape:
+            raise ValueError(f"labels: got shape {tuple(labels.shape)}, wanted {tuple(self.weights.shape)}")
         keep = labels == label
         if not bool(keep.any()):
             raise ValueError(f"label: got {label!r}, wanted one of {sorted(set(labels.tolist()))}")
         return GaussianMixture(self.means[keep], self.stds[keep], self.weights[keep])
 
     def _terms(self, x: Tensor, alpha, sigma):
-        """Differences to the noised means (B, K, D), variances c (B, K) and p(k | x) (B, K)."""
+        """x - alpha m_k (B, K, D), variances c_k (1 or B, K, 1), log p(k, x) up to a constant (B, K)."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
             raise ValueError(f"x: got shape {tuple(x.shape)}, wanted (B, {self.means.shape[1]})")
-        alpha, sigma = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1) for v in (alpha, sigma))
-        variance = (alpha * self.stds) ** 2 + sigma**2  # (B or 1, K)
-        difference = x[:, None] - alpha[..., None] * self.means  # (B, K, D)
-        log = self.weights.log() - 0.5 * x.shape[1] * variance.log() - difference.square().sum(-1) / (2 * variance)
-        return difference, variance, log, alpha, sigma
+        alpha, sigma = spread(alpha, x).reshape(-1, 1, 1), spread(sigma, x).reshape(-1, 1, 1)  # (1 or B, 1, 1)
+        difference = x[:, None] - alpha * self.means
+        variance = (alpha * self.stds[:, None]) ** 2 + sigma**2
+        if not bool((variance > 0).all()):
+            raise ValueError("sigma: got 0 where a component is a point, wanted > 0: there is no density")
+        exponent = difference.square().sum(-1) / (2 * variance[..., 0])  # (B, K)
+        log = self.weights.log() - 0.5 * x.shape[1] * variance[..., 0].log() - exponent
+        return difference, variance, log
 
     def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
         """log p(x_t) (B,), of the data themselves by default; x (B, D).
@@ -88,33 +96,32 @@ class GaussianMixture:
         >>> one.log_prob(torch.zeros(1, 1)).exp()  # 1 / sqrt(2 pi)
         tensor([0.3989])
         """
-        _, _, log, _, _ = self._terms(x, alpha, sigma)
-        return torch.logsumexp(log, -1) - 0.5 * x.shape[1] * torch.log(torch.tensor(2 * torch.pi, dtype=x.dtype))
+        _, _, log = self._terms(x, alpha, sigma)
+        return torch.logsumexp(log, -1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
 
     def x0(self, x: Tensor, alpha, sigma) -> Tensor:
         """E[x_0 | x_t], (B, D); x (B, D), alpha and sigma one number or (B,)."""
-        difference, variance, log, alpha, _ = self._terms(x, alpha, sigma)
-        guess = self.means + (alpha * self.stds**2 / variance)[..., None] * difference  # (B, K, D)
-        return (torch.softmax(log, -1)[..., None] * guess).sum(1)
+        difference, variance, log = self._terms(x, alpha, sigma)
+        gain = spread(alpha, x).reshape(-1, 1, 1) * self.stds[:, None] ** 2 / variance  # (1 or B, K, 1)
+        return (torch.softmax(log, -1)[..., None] * (self.means + gain * difference)).sum(1)
 
     def eps(self, x: Tensor, alpha, sigma) -> Tensor:
-        """E[eps | x_t], (B, D); sigma > 0.
+        """E[eps | x_t], (B, D).
 
         >>> one = GaussianMixture(torch.zeros(1, 1), torch.zeros(1), torch.ones(1))  # all data at the origin
         >>> one.eps(torch.tensor([[1.0]]), alpha=0.6, sigma=0.8)
         tensor([[1.2500]])
         """
         # from the score, not from (x - alpha x0) / sigma, which loses digits at small sigma
-        difference, variance, log, _, sigma = self._terms(x, alpha, sigma)
-        return sigma * (torch.softmax(log, -1)[..., None] * difference / variance[..., None]).sum(1)
+        return -spread(sigma, x) * self.score(x, alpha, sigma)
 
     def score(self, x: Tensor, alpha, sigma) -> Tensor:
         """grad log p(x_t), (B, D)."""
-        difference, variance, log, _, _ = self._terms(x, alpha, sigma)
-        return -(torch.softmax(log, -1)[..., None] * difference / variance[..., None]).sum(1)
+        difference, variance, log = self._terms(x, alpha, sigma)
+        return -(torch.softmax(log, -1)[..., None] * difference / variance).sum(1)
 
     def velocity(self, x: Tensor, t) -> Tensor:
-        """E[eps - x_0 | x_t] of rectified flow, (B, D); t in (0, 1], one number or (B,)."""
+        """E[eps - x_0 | x_t] of rectified flow, (B, D); t in [0, 1], one number or (B,)."""
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         return self.eps(x, 1 - t, t) - self.x0(x, 1 - t, t)
 
@@ -125,10 +132,14 @@ class GaussianMixture:
         >>> one.denoiser(torch.tensor([0.36]))(torch.tensor([[0.8]]), torch.tensor(0)).round(decimals=3)
         tensor([[1.]])
         """
-        from gsgen_lib.diffusion.gaussian import convert
+        if prediction not in KINDS:
+            raise ValueError(f"prediction: got {prediction!r}, wanted one of {', '.join(KINDS)}")
 
         def denoise(x: Tensor, t) -> Tensor:
-            a = alphas_cumprod.to(x.device, x.dtype)[t]
-            return convert(self.eps(x, a.sqrt(), (1 - a).sqrt()), x, a, "eps", prediction)
+            abar = alphas_cumprod.to(x.device, x.dtype)[t]
+            alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+            if prediction == "v":
+                return spread(alpha, x) * self.eps(x, alpha, sigma) - spread(sigma, x) * self.x0(x, alpha, sigma)
+            return getattr(self, prediction)(x, alpha, sigma)
 
         return denoise

@@ -18,11 +18,13 @@ A denoiser is any function (x_t (B, ...), t) -> prediction (B, ...). Taught in n
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gsgen_lib.diffusion.gaussian import convert, spread
+from gsgen_lib.diffusion.gaussian import checked_abar, convert, q_sample, spread
 
 __all__ = ["ddim_invert", "ddim_sample", "ddim_step", "ddpm_sample", "ddpm_step", "timesteps"]
 
@@ -30,8 +32,9 @@ __all__ = ["ddim_invert", "ddim_sample", "ddim_step", "ddpm_sample", "ddpm_step"
 def timesteps(train_steps: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` of the times 0 ... train_steps - 1, noisiest first; (steps,) int64.
 
-    spacing, as in diffusers: "trailing" ends exactly at the noisiest time (needed for zero terminal
-    SNR), "leading" starts exactly at 0, "linspace" does both.
+    spacing, as in diffusers: "trailing" starts exactly at the noisiest time (needed for zero terminal
+    SNR), "leading" ends exactly at 0, "linspace" does both. Two differences: one step of "linspace" is the
+    noisiest time, not 0; and where rounding makes diffusers' "trailing" append a time -1, it is left out.
 
     >>> timesteps(1000, 4), timesteps(1000, 4, "leading"), timesteps(1000, 4, "linspace")
     (tensor([999, 749, 499, 249]), tensor([750, 500, 250,   0]), tensor([999, 666, 333,   0]))
@@ -39,48 +42,51 @@ def timesteps(train_steps: int, steps: int, spacing: str = "trailing") -> Tensor
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps: got {steps}, wanted 1 to {train_steps}")
     if spacing == "trailing":
-        return torch.arange(steps, 0, -1, dtype=torch.float64).mul(train_steps / steps).round().long() - 1
-    if spacing == "leading":
-        return torch.arange(steps - 1, -1, -1) * (train_steps // steps)
-    if spacing == "linspace":
-        return torch.linspace(train_steps - 1, 0, steps, dtype=torch.float64).round().long()
-    raise ValueError(f"spacing: got {spacing!r}, wanted trailing, leading or linspace")
+        times = np.arange(train_steps, 0, -train_steps / steps)[:steps].round() - 1  # arange may add one too many
+    elif spacing == "leading":
+        times = np.arange(steps - 1, -1, -1) * (train_steps // steps)
+    elif spacing == "linspace":
+        times = np.linspace(0, train_steps - 1, steps)[::-1] if steps > 1 else np.array([train_steps - 1])
+    else:
+        raise ValueError(f"spacing: got {spacing!r}, wanted trailing, leading or linspace")
+    return torch.from_numpy(times.round().astype(np.int64))
 
 
 def ddpm_step(x_t: Tensor, x0: Tensor, abar_t, abar_s, noise: Tensor) -> Tensor:
-    """One ancestral step from abar_t to abar_s > abar_t; x_t, x0, noise (B, ...).
+    """One ancestral step from abar_t < 1 to abar_s >= abar_t; x_t, x0, noise (B, ...).
 
     >>> x = torch.ones(1, 2)
     >>> bool((ddpm_step(x, 3 * x, 0.5, 1.0, x) == 3 * x).all())  # to the clean end: x0, no noise
     True
     """
-    a, b = spread(abar_t, x_t), spread(abar_s, x_t)
+    a, b = _cleaner(abar_t, abar_s, x_t)
     beta = 1 - a / b
-    mean = b.sqrt() * beta / (1 - a) * x0 + (a / b).sqrt() * (1 - b) / (1 - a) * x_t
-    variance = (1 - b) / (1 - a) * beta
-    return mean + variance.clamp_min(0).sqrt() * noise
+    mean = spread(b.sqrt() * beta / (1 - a), x_t) * x0 + spread((a / b).sqrt() * (1 - b) / (1 - a), x_t) * x_t
+    return mean + spread(((1 - b) / (1 - a) * beta).sqrt(), x_t) * noise
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, eps: Tensor, abar_t, abar_s, eta: float = 0.0,
               noise: Tensor | None = None) -> Tensor:
     """One DDIM step from abar_t to abar_s, in either direction when eta = 0; x_t, x0, eps (B, ...).
 
-    eta: 0 draws no noise, 1 as much as DDPM; then `noise` (B, ...) is needed and abar_s >= abar_t.
+    eta: in [0, 1]; 0 draws no noise, 1 as much as DDPM. Above 0 `noise` (B, ...) is needed, and
+    abar_t < 1 and abar_s >= abar_t, since only eta = 0 runs backwards.
 
     >>> x0, eps = torch.tensor([[1.0]]), torch.tensor([[2.0]])
     >>> x_t = 0.6 * x0 + 0.8 * eps
     >>> ddim_step(x_t, x0, eps, 0.36, 0.64)  # 0.8 * 1 + 0.6 * 2
     tensor([[2.]])
     """
-    a, b = spread(abar_t, x_t), spread(abar_s, x_t)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: got {eta}, wanted a number in [0, 1]")
     if eta == 0:
-        return b.sqrt() * x0 + (1 - b).sqrt() * eps
+        return q_sample(x0, eps, abar_s)
     if noise is None:
         raise ValueError(f"noise: got None, wanted a tensor like x_t since eta = {eta}")
-    if bool((b < a).any()):
-        raise ValueError("abar_s: got less than abar_t, wanted a cleaner time, since only eta = 0 runs backwards")
+    a, b = _cleaner(abar_t, abar_s, x_t)
     sigma = eta * ((1 - b) / (1 - a)).sqrt() * (1 - a / b).sqrt()
-    return b.sqrt() * x0 + (1 - b - sigma**2).clamp_min(0).sqrt() * eps + sigma * noise
+    direction = (1 - b - sigma**2).clamp_min(0).sqrt()  # rounding may go below 0
+    return spread(b.sqrt(), x_t) * x0 + spread(direction, x_t) * eps + spread(sigma, x_t) * noise
 
 
 @torch.no_grad()
@@ -95,8 +101,7 @@ def ddpm_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps:
     tensor(True)
     """
     x = noise
-    times = timesteps(len(alphas_cumprod), steps or len(alphas_cumprod), spacing)
-    for t, a, b in _pairs(times, alphas_cumprod):
+    for (t, a), (_, b) in pairwise(_levels(alphas_cumprod, len(alphas_cumprod) if steps is None else steps, spacing)):
         x0 = convert(denoise(x, t.to(x.device)), x, a, prediction, "x0")
         x = ddpm_step(x, x0, a, b, torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype))
     return x
@@ -113,7 +118,7 @@ def ddim_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps:
     tensor(True)
     """
     x = noise
-    for t, a, b in _pairs(timesteps(len(alphas_cumprod), steps, spacing), alphas_cumprod):
+    for (t, a), (_, b) in pairwise(_levels(alphas_cumprod, steps, spacing)):
         guess = denoise(x, t.to(x.device))
         x0, eps = (convert(guess, x, a, prediction, kind) for kind in ("x0", "eps"))
         z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) if eta else None
@@ -128,6 +133,7 @@ def ddim_invert(denoise: Callable, x0: Tensor, alphas_cumprod: Tensor, steps: in
 
     Each step uses the prediction at its own cleaner end: an Euler step of the same ODE with time
     reversed, so the error falls with the number of steps. At the clean end the network is asked at t = 0.
+    (Pipelines around diffusers' DDIMInverseScheduler ask it at the step's noisier t; the steps are equal.)
 
     >>> abar = torch.linspace(0.999, 0.01, 1000)
     >>> eps_of_normal = lambda x, t: x * (1 - abar[t]).sqrt()  # data ~ N(0, 1)
@@ -137,19 +143,26 @@ def ddim_invert(denoise: Callable, x0: Tensor, alphas_cumprod: Tensor, steps: in
     tensor(True)
     """
     x = x0
-    for t, b, a in reversed(list(_pairs(timesteps(len(alphas_cumprod), steps, spacing), alphas_cumprod, True))):
-        guess = denoise(x, t.to(x.device))  # t: the cleaner end of this step
-        clean, eps = (convert(guess, x, a if a < 1 else alphas_cumprod[0], prediction, kind) for kind in ("x0", "eps"))
-        clean = x if a == 1 else clean
+    for (t, a), (_, b) in pairwise(reversed(_levels(alphas_cumprod, steps, spacing))):
+        guess = denoise(x, t.to(x.device))
+        eps = convert(guess, x, alphas_cumprod[t], prediction, "eps")
+        clean = x if a == 1 else convert(guess, x, a, prediction, "x0")
         x = ddim_step(x, clean, eps, a, b)
     return x
 
 
-def _pairs(times: Tensor, alphas_cumprod: Tensor, cleaner: bool = False):
-    """(t, abar now, abar next) of each step, noisiest first; with `cleaner`, t is the time of the next one (>= 0)."""
-    if alphas_cumprod.ndim != 1:
-        raise ValueError(f"alphas_cumprod: got shape {tuple(alphas_cumprod.shape)}, wanted (T,)")
-    abar = alphas_cumprod.cpu()
-    following = [*times[1:].tolist(), -1]
-    for t, s in zip(times.tolist(), following, strict=True):
-        yield torch.tensor(max(s, 0) if cleaner else t), abar[t], abar[s] if s >= 0 else torch.tensor(1.0)
+def _levels(alphas_cumprod: Tensor, steps: int, spacing: str) -> list[tuple[Tensor, Tensor]]:
+    """(t, abar_t) of every level a sampler visits, noisiest first; the clean end comes last, as (0, 1.0)."""
+    if alphas_cumprod.ndim != 1 or bool((alphas_cumprod.diff() > 0).any()):
+        raise ValueError(f"alphas_cumprod: got shape {tuple(alphas_cumprod.shape)}, wanted (T,) falling numbers "
+                         "(betas rise: see alphas_cumprod_of)")
+    times = timesteps(len(alphas_cumprod), steps, spacing)
+    return [*zip(times, alphas_cumprod.cpu()[times], strict=True), (torch.tensor(0), torch.tensor(1.0))]
+
+
+def _cleaner(abar_t, abar_s, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as tensors, after a look that the step removes noise."""
+    a, b = checked_abar(abar_t, x_t), checked_abar(abar_s, x_t)
+    if not bool(((a < 1) & (a <= b) & (b > 0)).all()):
+        raise ValueError(f"abar_t, abar_s: got {a.tolist()}, {b.tolist()}, wanted abar_t < 1 and abar_t <= abar_s > 0")
+    return a, b

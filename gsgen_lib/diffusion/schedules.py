@@ -53,7 +53,9 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.9
     >>> alphas_cumprod_of(cosine_betas(1000))[499].item()  # cos^2(pi / 4) at half time, nearly
     0.49384...
     """
-    _check(steps, 0.5, 0.5)
+    if not (offset >= 0 and 0 < max_beta <= 1):
+        raise ValueError(f"offset, max_beta: got {offset}, {max_beta}, wanted offset >= 0 and 0 < max_beta <= 1")
+    _check(steps)
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta).float()
@@ -77,6 +79,8 @@ def betas_of(alphas_cumprod: Tensor) -> Tensor:
     tensor([0.5000, 0.5000])
     """
     a = alphas_cumprod.double()
+    if a.ndim != 1 or not len(a) or not bool(((a >= 0) & (a <= 1)).all()) or bool((a.diff() > 0).any()):
+        raise ValueError(f"alphas_cumprod: got shape {tuple(a.shape)}, wanted (T,) falling numbers in [0, 1]")
     return (1 - a / torch.cat([a.new_ones(1), a[:-1]])).float()
 
 
@@ -105,7 +109,7 @@ def snr(alphas_cumprod: Tensor) -> Tensor:
     return alphas_cumprod / (1 - alphas_cumprod)
 
 
-def _check(steps: int, start: float, end: float) -> None:
+def _check(steps: int, start: float = 0.5, end: float = 0.5) -> None:
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: got {steps!r}, wanted a whole number >= 1")
     if not 0 < start <= end < 1:
