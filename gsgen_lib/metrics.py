@@ -15,7 +15,7 @@ Each score is computed per image; `reduction="mean"` then averages over images. 
 the mean of per-image PSNRs, never the PSNR of the pooled error (the two differ).
 
 Taught in notebook 01_gaussians_and_rendering. Sources: SSIM, Wang et al., "Image quality
-assessment: from error visibility to structural similarity", IEEE TIP 2004, Section III-B;
+assessment: from error visibility to structural similarity", IEEE TIP 2004, Section III-C;
 Chamfer, Fan et al., "A point set generation network", CVPR 2017, Section 4.2; bootstrap, Efron
 and Tibshirani, "An Introduction to the Bootstrap", 1993, Section 13.3.
 """
@@ -102,7 +102,7 @@ def ssim(pred: Tensor, target: Tensor, reduction: str = "mean", validate: bool =
     averaged over channels and over the windows that lie wholly inside the image: the original
     definition, and the value scikit-image gives with `gaussian_weights=True,
     use_sample_covariance=False`. Code that pads the image first (torchmetrics by reflection, the
-    original 3DGS code with zeros) gives slightly other numbers. (Wang et al. 2004, Eq. 13 and Section III-B.)
+    original 3DGS code with zeros) gives slightly other numbers. (Wang et al. 2004, Eq. 13 and Section III-C.)
 
     pred, target: (..., H, W, 3) with H, W >= 11. Returns (...,) or their mean.
     validate=False skips the checks of range and finiteness, for training loops: there a raw
@@ -213,8 +213,8 @@ def chamfer(a: Tensor, b: Tensor, squared: bool = False, nearest: str = "auto") 
     """Chamfer distance between point sets: sum of the two mean nearest-neighbour distances.
 
     squared=False uses |a - b| (world units), squared=True |a - b|^2 (units squared; Fan et al.
-    2017, and the default of most libraries). Other papers halve the sum: compare numbers only
-    within one definition.
+    2017, and the default of most libraries). Fan et al. sum over points where this takes means, other
+    papers halve the sum: compare numbers only within one definition.
 
     a: (..., N, D), b: (..., M, D) with the same leading dimensions. Returns (...,).
     nearest: who finds the neighbours, "kdtree" (scipy, exact, CPU), "cdist" (torch, on the
@@ -279,7 +279,8 @@ def bootstrap_ci(values, generator: np.random.Generator, level: float = 0.95,
     values: (n_objects,), one score per object, or (n_seeds, n_objects) where training is random:
     then seeds and objects are drawn with replacement independently, so both count as chance.
     level: coverage of the interval. Returns (mean, low, high). Few objects give an interval that
-    is too narrow: below about ten, say how many there are beside it.
+    is too narrow, and so do few seeds (three seeds show two thirds of their variance): below about
+    ten, say how many there are beside it.
 
     >>> mean, low, high = bootstrap_ci([28.0, 30.0, 31.0, 35.0], np.random.default_rng(0))
     >>> mean, bool(28 <= low < mean < high <= 35)

@@ -7,7 +7,7 @@ human judgements. Lower is better, 0 for equal images.
     x      = (2 image - 1 - shift) / scale        image in [0, 1]; per-channel constants
     f_l    = ReLU output of convolution l         l = 1..5, AlexNet
     g_l    = f_l / (|f_l| + 1e-10)                unit length along channels, pixel by pixel
-    LPIPS  = sum_l  mean_{h,w}  sum_c head_l[c] (g_l(pred) - g_l(target))[c]^2
+    LPIPS  = sum_l  mean_{h,w}  sum_c head_l[c] (g_l(pred) - g_l(target))[c]^2      (head = w^2 of Eq. 1)
 
 The convolutions are torchvision's ImageNet AlexNet and the heads those of LPIPS v0.1; both were
 converted once by `tools/convert_lpips.py` to `data/checkpoints/lpips_alex.safetensors`, whose
@@ -32,7 +32,7 @@ from torch import Tensor
 
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet mean and deviation, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-MIN_SIZE = 32  # pixels; below this the deepest AlexNet maps are a single pixel
+MIN_SIZE = 32  # pixels; below 31 the second pooling has no output, up to 46 the deepest maps are one pixel
 # AlexNet's five convolutions: (stride, padding, max-pool before it).
 CONVOLUTIONS = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
 WEIGHT_SHAPES = {

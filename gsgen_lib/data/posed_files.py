@@ -104,6 +104,8 @@ def read_intrinsics(fields: dict, actual: tuple[int, int], where: str) -> np.nda
             raise ValueError(f"{where}: wanted field 'fl_x' or 'camera_angle_x' (radians, below pi), got {angle}")
         fx = w / 2 / math.tan(angle / 2)
     angle_y = get("camera_angle_y")
+    if angle_y is not None and angle_y >= math.pi:
+        raise ValueError(f"{where}: field 'camera_angle_y': wanted radians below pi, got {angle_y}")
     fy = get("fl_y", fx if angle_y is None or "fl_x" in fields else h / 2 / math.tan(angle_y / 2))
     sx, sy = actual[0] / w, actual[1] / h  # the photos may have been scaled since
     if abs(sx * h - actual[1]) > 1.5 and abs(sy * w - actual[0]) > 1.5:

@@ -10,7 +10,7 @@ which is the same "over" compositing that splats use, and `layers` surfaces are 
 
 where s(n) is a fixed light that depends on the surface alone (`gsgen_lib.data.surface`, which also reads the
 textures). A ray is as wide as its pixel: at distance t it covers a length of about t / f, f the focal length in
-pixels, and that much more where the surface is slanted; textures are averaged over this footprint. Edges are
+pixels, and 1 / sqrt|cos| more where the surface is slanted (the same area); textures are averaged over this footprint. Edges are
 smoothed by `supersample`^2 rays per pixel.
 
 Used by notebooks 00 and 01 and by every data set. Sources: Moller & Trumbore 1997 (ray meets

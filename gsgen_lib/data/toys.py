@@ -106,6 +106,7 @@ class Toy:
     def posterior(self, view, size: int = 64, supersample: int = 2) -> dict:
         """p(hidden attribute | image of this toy from `view`): name -> {value: probability}.
 
+        The visible attributes are taken as known (a value of h may show or not depending on them).
         view: (azimuth, elevation) in degrees for the standard data camera with size x size pixels,
         or a `Cameras` of one view. Exact for the image that `render_mesh` makes with this camera
         and this supersampling. Raises ValueError for more than one view.

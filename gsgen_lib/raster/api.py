@@ -75,7 +75,9 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     check: refuse non-finite numbers and opacities outside [0, 1] in gaussians, cameras and background. On CUDA
     this waits for the GPU; False leaves it out there (the CPU engines always refuse non-finite Gaussians).
 
-    Gradients reach means, quats, scales, opacities, colors, background and viewmats; not Ks. `info.grad_norm2d` is
+    Gradients reach means, quats, scales, opacities, colors, background and viewmats; not Ks, which must have no skew.
+    (gsplat inverts viewmats as a 4x4 matrix to find the camera centre for SH: there the gradient of viewmats agrees with
+    the other engines along rigid motions only.) `info.grad_norm2d` is
     filled in by the backward pass.
 
     Raises ValueError or TypeError naming the argument; RuntimeError when the engine asked for cannot run here.
@@ -100,6 +102,7 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     if gaussians.means.dtype in (torch.float16, torch.bfloat16):  # networks under autocast
         gaussians = gaussians.to(torch.float32)
     cameras = cameras.to(gaussians.means.dtype)
+    cameras = Cameras(cameras.viewmats, cameras.Ks.detach(), cameras.width, cameras.height)
     batch = _common_batch(gaussians.batch_shape, cameras.batch_shape)
     background = _as_background(background, gaussians.means, batch + (len(cameras), 3))
     if check:
@@ -192,6 +195,8 @@ def _check_values(g: Gaussians, cams: Cameras, background: Tensor | None) -> Non
         tensors["background"] = background
     # A sum is finite only if all its terms are (and may overflow even so): one cheap pass, and the search by name
     # only when it says that something may be wrong.
+    if bool((cams.Ks[..., 0, 1] != 0).any()):
+        raise ValueError(f"Ks: got skew {cams.Ks[..., 0, 1].abs().max().item():.3g}, wanted 0: rectify the photos first")
     sums = torch.stack([x.detach().sum() for x in tensors.values()])
     low, high = torch.aminmax(g.opacities.detach()) if g.opacities.numel() else (sums.new_zeros(()),) * 2
     if bool(torch.isfinite(sums).all() & (low >= 0) & (high <= 1)):

@@ -5,12 +5,12 @@ A Gaussian with mean mu and covariance Sigma is seen by a camera W (world to cam
     t = R_w mu + t_w                         camera-space mean, depth z = t_z
     mean2d = (fx x/z + cx, fy y/z + cy)
     cov2d  = J R_w Sigma R_w^T J^T + eps2d I          J = d mean2d / d t, the Jacobian of the projection at t
-    conic  = cov2d^-1 = (A, B, C)            sigma(p) = (A dx^2 + C dy^2) / 2 + B dx dy
+    conic  = cov2d^-1 = (A, B, C)            sigma(p) = (A dx^2 + C dy^2) / 2 + B dx dy,   (dx, dy) = p - mean2d
 
 The linearisation J is poor far outside the image, so x/z and y/z are clamped there, in J only. A Gaussian is
 culled when it cannot change any pixel by 1/255 (or lies outside near..far).
 
-Taught in notebook 01. Source: Zwicker et al. 2001 (EWA splatting), eq. 24-31; Kerbl et al. 2023, eq. 5;
+Taught in notebook 01. Source: Zwicker et al. 2002 (EWA splatting, TVCG), eq. 29, 31; Kerbl et al. 2023, eq. 5;
 gsplat (Ye et al. 2024), whose clamps and culling tests are kept.
 """
 

@@ -2,7 +2,7 @@
 
     X_cam = W X_world          viewmats = W (4x4, world to camera; x right, y down, z forward)
     u = fx X/Z + cx            Ks = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], in pixels
-    v = fy Y/Z + cy            the centre of the top left pixel lies at (u, v) = (0.5, 0.5)
+    v = fy Y/Z + cy            no skew; the centre of the top left pixel lies at (u, v) = (0.5, 0.5)
 
 The world is right-handed with y up, and an object's front faces +z. `Cameras.orbit` puts cameras on a circle
 around the object: azimuth 0 looks at the front, growing azimuth moves the camera towards +x.
@@ -66,8 +66,8 @@ class Cameras:
         eye: (..., V, 3) or (3,) for one camera; target, up: broadcastable to eye; fov: vertical field of view in
         degrees, in (0, 180). Raises ValueError when eye equals target or the view direction is parallel to up.
 
-          # the origin lies 2 in front of the camera
-        tensor([0., 0., 2.])
+        >>> Cameras.look_at((0.0, 0.0, 2.0)).viewmats[0, 2, 3]  # the origin lies 2 in front of the camera
+        tensor(2.)
         """
         eye = torch.as_tensor(eye, dtype=torch.float32)
         eye = eye[None] if eye.ndim == 1 else eye

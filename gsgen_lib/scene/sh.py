@@ -11,7 +11,7 @@ Y_lm are the *real* spherical harmonics with the sign convention of the original
 Rotating a scene by R rotates the functions: f'(d) = f(R^T d). Each band l maps to itself by a
 (2l+1)x(2l+1) matrix D_l(R), found here by solving Y_l(d) D_l = Y_l(R^T d) on a few fixed directions.
 
-Taught in notebook 01. Source: Kerbl et al. 2023 (3D Gaussian Splatting), section 4; Sloan 2008 for the basis.
+Taught in notebook 01. Source: Kerbl et al. 2023 (3D Gaussian Splatting), sections 5 and 7.1; Sloan 2008 for the basis.
 """
 
 import math

@@ -2,9 +2,9 @@
 
 Problem. Given V images I_v with known cameras, find the scene whose renders equal them:
 
-    min over theta of   mean_v  (1 - lambda) |R_v - I_v|_1 + lambda (1 - SSIM(R_v, I_v)),      lambda = 0.2
+    min over theta of   mean_v  (1 - lambda) |R_v - I_v| + lambda (1 - SSIM(R_v, I_v)),      lambda = 0.2
 
-R_v = rasterize(scene(theta), camera_v). theta are raw parameters behind the activated scene, each with a learning rate
+R_v = rasterize(scene(theta), camera_v); |.| is the mean absolute difference over pixels and channels. theta are raw parameters behind the activated scene, each with a learning rate
 of its own:
 
     means     as they are, rate decays exponentially      opacities = sigmoid(logit)
@@ -15,12 +15,13 @@ Where an image carries alpha, render and target get the same random background i
 be transparent, not just white.
 
 Gradient descent moves Gaussians but makes none. Where the 2D mean is pulled hard, the scene lacks detail; so every
-DENSIFY_EVERY steps a Gaussian whose 2D-mean gradient (averaged over the views that saw it) is among the largest is
+`densify_every` steps a Gaussian whose 2D-mean gradient (averaged over the views that saw it) is among the largest is
 cloned if it is small, or split into two smaller ones, drawn from it, if it is large. Transparent ones are removed.
 
 Notebook 01 watches this happen. Source: Kerbl et al. 2023, sections 5 and 7, algorithm 1. Differences: the gradient
 threshold is a quantile (the paper's constant belongs to one image size and loss), a cap on N replaces the periodic
-reset of opacities, and random points inside all silhouettes replace structure from motion.
+reset of opacities, random points inside all silhouettes replace structure from motion, a clone is an exact copy (as in
+the released code; the paper moves it along the gradient), and only transparent Gaussians are removed, not large ones.
 """
 
 from __future__ import annotations
@@ -149,18 +150,23 @@ def to_raw(scene: Gaussians) -> dict[str, Tensor]:
 
 
 def initial_scene(images: Tensor, cameras: Cameras, n: int, generator: torch.Generator | None = None) -> Gaussians:
-    """n grey Gaussians at random places of the cube [-0.5, 0.5]^3, inside every silhouette where images have alpha.
+    """n >= 4 grey Gaussians at random places of the cube [-0.5, 0.5]^3, inside every silhouette where images have alpha.
 
-    Their size is the mean distance to the three nearest neighbours, so that together they fill the space.
+    Silhouettes so thin that 800 n random points do not hit them n times give fewer, and all of the cube if not even 4.
+    Their size is 0.7 times the mean distance to the three nearest neighbours (that kept within 0.001 to 0.1), so that
+    together they fill the space.
     """
     device = images.device
-    points = (torch.rand(40 * n, 3, generator=generator) - 0.5).to(device)
+    points = cube = (torch.rand(40 * n, 3, generator=generator) - 0.5).to(device)
     if images.shape[-1] == 4:
-        inside = inside_silhouettes(points, images[..., 3], cameras)
-        if inside.sum() >= n // 4:  # else the object is too thin for random points: keep them all
-            points = points[inside]
-    points = points[:n]
-    distance = torch.cdist(points, points).topk(4, largest=False).values[:, 1:].mean(-1)  # (n,)
+        points = cube[inside_silhouettes(cube, images[..., 3], cameras)]
+        for _ in range(19):
+            if len(points) >= n:
+                break
+            more = (torch.rand(40 * n, 3, generator=generator) - 0.5).to(device)
+            points = torch.cat([points, more[inside_silhouettes(more, images[..., 3], cameras)]])
+    points = (points if len(points) >= 4 else cube)[:n]
+    distance = torch.cdist(points, points).topk(4, largest=False).values[:, 1:].mean(-1)  # (n,), itself left out
     count = len(points)
     quats = torch.tensor([1.0, 0, 0, 0], device=device).repeat(count, 1)
     return Gaussians(points, quats, distance[:, None].clamp(1e-3, 0.1).repeat(1, 3) * 0.7,
@@ -238,9 +244,9 @@ def _check(images: Tensor, cameras: Cameras, c: FitConfig) -> None:
         raise ValueError("images: wanted finite floats in [0, 1]")
     if cameras.batch_shape:
         raise ValueError(f"cameras: got batch shape {cameras.batch_shape}, wanted the views of one scene")
-    for name in ("steps", "batch", "init", "max_gaussians", "densify_every"):
-        if getattr(c, name) < 1:
-            raise ValueError(f"config.{name}: got {getattr(c, name)}, wanted >= 1")
+    for name, least in (("steps", 1), ("batch", 1), ("init", 4), ("max_gaussians", 1), ("densify_every", 1)):
+        if getattr(c, name) < least:
+            raise ValueError(f"config.{name}: got {getattr(c, name)}, wanted >= {least}")
     if c.lambda_ssim and min(cameras.width, cameras.height) < 11:
         raise ValueError(f"cameras: got {cameras.width}x{cameras.height} images, wanted >= 11 pixels for SSIM "
                          "(or config.lambda_ssim = 0)")

@@ -284,3 +284,13 @@ def test_wrong_arguments_are_named(tmp_path, scene, save, load):
         load(tmp_path, up="x")
     with pytest.raises(ValueError, match="background"):
         load(tmp_path, background="black")
+
+
+def test_an_opening_angle_of_half_a_turn_is_refused(tmp_path):
+    from PIL import Image
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for field, other in (("camera_angle_x", {}), ("camera_angle_y", {"camera_angle_x": 1.0})):
+        frames = [{"file_path": "a.png", "transform_matrix": torch.eye(4).tolist()}]
+        (tmp_path / "transforms.json").write_text(json.dumps({**other, field: 3.5, "frames": frames}))
+        with pytest.raises(ValueError, match=field):
+            load_transforms(tmp_path / "transforms.json")

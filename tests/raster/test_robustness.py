@@ -205,3 +205,22 @@ def test_no_access_out_of_bounds(tmp_path):
         print("finished", bool(torch.isfinite(out.rgb).all()))
     """, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), NUMBA_OPT="1")
     assert out.split() == ["finished", "True"]
+
+
+def test_skewed_cameras_are_refused_since_no_engine_has_skew():
+    cams = Cameras.orbit(1, width=16, height=16)
+    bent = cams.Ks.clone()
+    bent[..., 0, 1] = 2.0
+    with pytest.raises(ValueError, match="^Ks: got skew 2, wanted 0"):
+        rasterize(Gaussians.random(5), Cameras(cams.viewmats, bent, 16, 16))
+
+
+@pytest.mark.parametrize("engine", ["numba", "reference"])
+def test_no_engine_sends_gradients_to_the_intrinsics(engine):
+    cams, Ks = Cameras.orbit(1, width=16, height=16), Cameras.orbit(1, width=16, height=16).Ks.requires_grad_()
+    scene = Gaussians.random(20, generator=torch.Generator().manual_seed(0))
+    means = scene.means.requires_grad_()
+    out = rasterize(Gaussians(means, scene.quats, scene.scales, scene.opacities, scene.colors),
+                    Cameras(cams.viewmats, Ks, 16, 16), engine=engine)
+    out.rgb.sum().backward()
+    assert Ks.grad is None and means.grad.abs().sum() > 0

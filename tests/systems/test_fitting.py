@@ -139,6 +139,20 @@ def test_silhouettes_equal_brute_force(posed):
     assert scene.num == 500 and inside_silhouettes(scene.means, images[..., 3], cams).all()
 
 
+def test_thin_silhouettes_are_filled_and_never_ignored():
+    """A stick two pixels wide: random points rarely hit it, and yet all n Gaussians lie inside."""
+    cams = Cameras.orbit(6, width=32, height=32)
+    alphas = torch.zeros(6, 32, 32)
+    alphas[:, 6:26, 15:17] = 1
+    images = torch.cat([torch.zeros(6, 32, 32, 3), alphas[..., None]], -1)
+    first_draw = (torch.rand(40 * 300, 3, generator=gen()) - 0.5)
+    assert inside_silhouettes(first_draw, alphas, cams).sum() < 300 // 4
+    scene = initial_scene(images, cams, 300, gen())
+    assert inside_silhouettes(scene.means, alphas, cams).all() and 100 < scene.num <= 300
+    empty = initial_scene(torch.zeros(6, 32, 32, 4), cams, 300, gen())  # no silhouette at all: the whole cube
+    assert empty.num == 300 and empty.means.abs().max() > 0.49
+
+
 @pytest.mark.parametrize("change,message", [
     (dict(images=torch.rand(4, 16, 16, 3)), r"images: got shape \(4, 16, 16, 3\)"),
     (dict(images=torch.rand(3, 16, 16, 3) * 2), r"images: wanted finite floats in \[0, 1\]"),

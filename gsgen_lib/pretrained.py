@@ -1,0 +1,110 @@
+"""The checkpoints that ship with the course: where they lie, what they are, whether they are whole.
+
+Each is a folder data/checkpoints/NAME of safetensors and JSON files with a card.json:
+
+    {"name", "command", "commit", "seed", "hours", "machine", "metrics": {...}, "sha256": {file: hash}}
+
+`load_or_train(name)` loads it, or, where it is absent, trains one here with the same command; a file whose
+hash differs from the card's is refused, with the reason. Nothing is ever unpickled. Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+from gsgen_lib.data import data_root
+
+__all__ = ["CHECKPOINTS", "checked_folder", "load_or_train", "read_card", "write_card"]
+
+# name -> (module, function that loads it from the shipped folder, function that trains it into a folder)
+CHECKPOINTS: dict[str, tuple[str, str, str]] = {
+    "prior": ("gsgen_lib.systems.prior", "load_prior", "gsgen_lib.systems.prior_training:train_prior"),
+    "prompt_scorer": ("gsgen_lib.systems.prompt_scorer", "load_scorer", "gsgen_lib.systems.scorer_training:train_scorer"),
+}
+
+
+def folder_of(name: str) -> Path:
+    """Where the checkpoint of that name belongs; ValueError for a name that no checkpoint has."""
+    if name not in CHECKPOINTS:
+        raise ValueError(f"name: got {name!r}, wanted one of {', '.join(CHECKPOINTS)}")
+    return data_root() / "checkpoints" / name
+
+
+def read_card(folder: str | Path) -> dict:
+    """The card of a checkpoint folder; FileNotFoundError or ValueError where there is none or it is not one."""
+    path = Path(folder) / "card.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no card here, so this is not a checkpoint of the course")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON") from error
+    if not isinstance(card, dict) or not isinstance(card.get("sha256"), dict) or not card["sha256"]:
+        raise ValueError(f"{path}: names no files under sha256")
+    return card
+
+
+def write_card(folder: str | Path, facts: dict) -> dict:
+    """Write card.json: the facts given, and the sha256 of every other file of the folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "model.json").write_text("{}")
+    ...     sorted(write_card(folder, {"name": "test"})["sha256"])
+    ['model.json']
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "card.json")
+    card = {**facts, "sha256": {p.relative_to(folder).as_posix(): _digest(p) for p in files}}
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def checked_folder(name: str | Path) -> Path:
+    """The folder of a shipped checkpoint (or any folder with a card), every file compared with its hash.
+
+    Raises ValueError naming the first file that is missing, damaged or not in the card.
+    """
+    folder = folder_of(str(name)) if str(name) in CHECKPOINTS else Path(name)
+    card = read_card(folder)
+    for file, wanted in card["sha256"].items():
+        path = folder / file
+        if not path.is_file():
+            raise ValueError(f"{path}: missing, though card.json names it")
+        got = _digest(path)
+        if got != wanted:
+            raise ValueError(f"{path}: sha256 is {got[:12]}..., wanted {wanted[:12]}...: the file is damaged or another one")
+    extra = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in card["sha256"]]
+    extra = [p for p in extra if p.name != "card.json"]
+    if extra:
+        raise ValueError(f"{extra[0]}: not named by card.json, so it is not loaded")
+    return folder
+
+
+def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cpu", **settings):
+    """The model `name`: the shipped one, or the one in `folder`, trained there first if there is none.
+
+    folder: where a model trained here is kept (default: runs/NAME); settings: passed on to the loader (device, ...).
+    Prints which of the two was taken. Raises ValueError for a damaged checkpoint: it is not retrained silently.
+    """
+    shipped = folder_of(name)
+    module, loader, trainer = CHECKPOINTS[name]
+    load = getattr(importlib.import_module(module), loader)
+    if folder is None and (shipped / "card.json").is_file():
+        card = read_card(shipped)
+        print(f"{name}: shipped checkpoint, trained {card.get('hours', '?')} h with {card.get('command', '?')}")
+        return load(name, **settings)
+    folder = Path(folder) if folder else Path("runs") / name
+    if not (folder / "model" / "card.json").is_file():
+        module, function = trainer.split(":")
+        print(f"{name}: no checkpoint in {folder}; training one ({preset} preset), resumable")
+        getattr(importlib.import_module(module), function)(out=folder, preset=preset)
+    print(f"{name}: trained here, {folder / 'model'}")
+    return load(checked_folder(folder / "model"), **settings)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

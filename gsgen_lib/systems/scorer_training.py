@@ -1,0 +1,169 @@
+"""Training the prompt scorer, and asking how often it is right: gsgen train scorer.
+
+Data: toys rendered for this purpose alone (another seed than the prior's), and the real training objects.
+Each picture gets a random plain background and is shifted, scaled, blurred and noised a little; its prompt is
+"caption, view word" or, one time in three, the caption alone. Loss: `prompt_scorer.contrastive_loss`.
+
+The test: toys of combinations that training never has. For each picture, is its own caption ranked first among 50
+captions (`top1`)? Is its view word the best of four (`view_accuracy`)? `confusions` says what differed where it failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import (
+    CaptionedViews,
+    draw_pictures,
+    draw_rows,
+    join_views,
+    on_background,
+    random_backgrounds,
+    real_views,
+    toy_views,
+    view_word,
+)
+from gsgen_lib.data.toys import parse_caption
+from gsgen_lib.systems.prompt_scorer import (
+    PromptScorer,
+    Scorer,
+    ScorerConfig,
+    contrastive_loss,
+    load_scorer,
+    make_tokenizer,
+    save_scorer,
+    tokenize,
+)
+from gsgen_lib.training import TrainConfig, train
+
+PRESETS = {
+    "tiny": dict(toys=12, steps=30, batch=16, real=False),
+    "cpu": dict(toys=1500, steps=5000, batch=96, real=True),
+    "gpu": dict(toys=8000, steps=20000, batch=512, real=True),
+}
+TOY_SEED = 2_000_000  # the prior's toys start at 1_000_000, the test's at 3_000_000
+
+
+def disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 4 pixels, scale by 0.85 to 1.15, blur and noise pictures (B, H, W, 3); the border is continued.
+
+    >>> disturb(torch.rand(2, 64, 64, 3), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 64, 64, 3])
+    """
+    count, device = len(pictures), pictures.device
+    x = pictures.movedim(-1, 1)
+    draw = torch.rand(count, 5, generator=generator).to(device)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.85 + 0.3 * draw[:, 0])
+    theta[:, :, 2] = (draw[:, 1:3] - 0.5) * 0.25
+    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border", align_corners=False)
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = torch.lerp(x, soft, draw[:, 3, None, None, None])
+    noise = torch.randn(x.shape, generator=generator).to(device) * 0.04 * draw[:, 4, None, None, None]
+    return (x + noise).clamp(0, 1).movedim(1, -1)
+
+
+def scorer_data(toys: int, real: bool, seed: int = 0, progress: bool = False) -> CaptionedViews:
+    """The pictures to learn from: `toys` new toys, ten views each, and the real training objects."""
+    views = toy_views(toys, np.random.default_rng(TOY_SEED + seed), progress=progress)
+    return join_views(views, real_views("train")) if real else views
+
+
+def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", steps: int | None = None, seed: int = 0,
+                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
+    """Train a prompt scorer; the finished model is out/model (config, weights, tokenizer, card). Resumable.
+
+    preset: "tiny" (a minute, for tests), "cpu" or "gpu"; minutes: stop early (call again to go on); views: pictures to
+    use instead of the preset's. Returns the card.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
+    p = PRESETS[preset]
+    steps, out, start = steps or p["steps"], Path(out), time.perf_counter()
+    views = views if views is not None else scorer_data(p["toys"], p["real"], seed, progress=True)
+    tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
+    tokens_of: dict[str, Tensor] = {}
+
+    def draw_batch(generator):
+        rows = draw_rows(views, p["batch"], generator)
+        pictures, prompts = draw_pictures(views, rows, generator)
+        short = torch.rand(len(rows), generator=generator) < 1 / 3
+        prompts = [views.captions[int(r)] if s else q for r, s, q in zip(rows, short, prompts, strict=True)]
+        new = [q for q in prompts if q not in tokens_of]
+        tokens_of.update(zip(new, tokenize(tokenizer, new), strict=True) if new else ())
+        return disturb(pictures, generator), torch.stack([tokens_of[q] for q in prompts]), prompts
+
+    def loss_fn(model, batch, generator):
+        pictures, tokens, prompts = batch
+        images, texts = model(pictures, tokens)
+        return contrastive_loss(images, texts, prompts, _inner(model).log_scale)
+
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)  # for the initial weights only
+    model = PromptScorer(ScorerConfig(vocabulary=len(tokenizer)))
+    torch.random.set_rng_state(torch_state)
+    config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
+                         seed=seed)
+    result = train(model, loss_fn, draw_batch, config, out, minutes=minutes, device=device)
+    save_scorer(model, tokenizer, out / "model")
+    scorer = load_scorer(out / "model")
+    tests = toy_views(40 if preset == "tiny" else 200, np.random.default_rng(3_000_000 + seed), "test")
+    metrics = scorer_metrics(scorer, tests, seed)
+    return pretrained.write_card(out / "model", {
+        "name": "prompt_scorer", "command": f"gsgen train scorer --preset {preset}", "seed": seed, "steps": result.step,
+        "hours": round(result.seconds / 3600, 2), "seconds_in_all": round(time.perf_counter() - start),
+        "parameters": sum(v.numel() for v in model.parameters()), "metrics": metrics})
+
+
+def _inner(model):
+    return getattr(model, "module", model)
+
+
+@torch.no_grad()
+def scorer_metrics(scorer: Scorer, views: CaptionedViews, seed: int = 0, among: int = 50) -> dict:
+    """{"top1", "view_accuracy", "pictures", "confusions"} of a judge on true renders of held-out toys.
+
+    Each picture stands on a random plain background. Its rivals are among - 1 captions of other toys of the collection.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    backgrounds = random_backgrounds(len(views), generator)
+    captions = list(dict.fromkeys(views.captions))
+    words = torch.cat([scorer.embed_prompts(captions[i:i + 256]) for i in range(0, len(captions), 256)])
+    right = seen = 0
+    confusions: Counter = Counter()
+    for start in range(0, len(views), 200):
+        rows = torch.arange(start, min(start + 200, len(views)))
+        pictures = on_background(views.images[rows], backgrounds[rows])
+        scores = scorer.embed_images(pictures) @ words.T  # (B, P)
+        own = torch.tensor([captions.index(views.captions[int(i)]) for i in rows], device=scores.device)
+        for k in range(len(rows)):
+            draw = torch.randperm(len(captions), generator=generator)
+            draw = draw[draw != own[k].cpu()][:among - 1].to(scores.device)
+            best = draw[scores[k, draw].argmax()]
+            if scores[k, best] < scores[k, own[k]]:
+                right += 1
+            else:
+                confusions[" and ".join(difference(captions[own[k]], captions[best]))] += 1
+        guess = scorer.view(pictures, [views.captions[int(i)] for i in rows])
+        truth = [view_word(float(views.azimuths[i]), float(views.elevations[i])) for i in rows]
+        seen += sum(a == b for a, b in zip(guess, truth, strict=True))
+    return {"top1": round(right / len(views), 4), "among": min(among, len(captions)), "pictures": len(views),
+            "view_accuracy": round(seen / len(views), 4), "confusions": dict(confusions.most_common(8))}
+
+
+def difference(caption: str, other: str) -> list[str]:
+    """The attributes in which two captions of toys differ.
+
+    >>> difference("a red mug", "a tall blue mug with black dots")
+    ['color', 'pattern', 'pattern_color', 'build']
+    """
+    (family, a), (other_family, b) = parse_caption(caption), parse_caption(other)
+    return ["family"] * (family != other_family) + [name for name in a if a[name] != b[name]]

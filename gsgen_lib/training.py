@@ -1,0 +1,241 @@
+"""One visible training loop, for every system of the course.
+
+    for step in range(steps):
+        batch = draw_batch(generator of this step)
+        loss  = loss_fn(model, batch, generator of this step)
+        loss.backward(); clip; AdamW step; EMA update
+
+The learning rate rises linearly over `warmup` steps, then follows half a cosine down to
+`final_lr * lr`. The random generator of a step is made from (seed, step, process), so a step's data do
+not depend on what ran before: a training that was interrupted and resumed takes the same steps as one
+that was not. A checkpoint (weights, average, optimiser, log) is written to one file, by renaming, so
+that there is always a whole one; an interruption loses at most `checkpoint_every` steps.
+
+Device, mixed precision and several processes are Accelerate's business: the same call runs on a CPU,
+on one GPU, and under `accelerate launch`. Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gsgen_lib.diffusion.ema import EMA
+
+__all__ = ["TrainConfig", "TrainResult", "learning_rate", "read_log", "step_generator", "train"]
+
+FREE = ("steps", "checkpoint_every", "final_lr", "precision")  # may change when a training is resumed
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """steps: optimiser steps; lr: peak rate; warmup: steps; final_lr: as a share of lr; weight_decay: AdamW's;
+    clip: largest gradient norm; ema_decay: of the averaged weights; checkpoint_every: steps; seed: of everything
+    random; precision: "no", "bf16" or "fp16".
+
+    >>> TrainConfig(steps=0)
+    Traceback (most recent call last):
+    ValueError: steps: got 0, wanted a whole number >= 1
+    """
+
+    steps: int
+    lr: float = 1e-3
+    warmup: int = 100
+    final_lr: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    checkpoint_every: int = 500
+    seed: int = 0
+    precision: str = "no"
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, wanted a whole number >= 1")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a number > 0")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"precision: got {self.precision!r}, wanted no, bf16 or fp16")
+
+
+@dataclass
+class TrainResult:
+    """step: optimiser steps taken in all; seconds: spent on them in all; log: [{"step", "loss", "lr", ...}];
+    ema: the averaged weights, which the model holds now."""
+
+    step: int
+    seconds: float
+    log: list[dict] = field(default_factory=list)
+    ema: EMA | None = None
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of a step: linear warm-up, then half a cosine from lr to final_lr * lr.
+
+    >>> config = TrainConfig(steps=101, lr=1.0, warmup=1, final_lr=0.1)
+    >>> [round(learning_rate(s, config), 2) for s in (0, 1, 51, 101)]
+    [1.0, 1.0, 0.55, 0.1]
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    share = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
+    """The generator (CPU) of one step of one process; the same whatever ran before.
+
+    >>> a, b = (torch.rand(1, generator=step_generator(0, 7)) for _ in range(2))
+    >>> bool(a == b)
+    True
+    """
+    return torch.Generator().manual_seed(((seed * 1_000_003 + process) * 1_000_000_007 + step) % 2**63)
+
+
+def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: TrainConfig, folder: str | Path,
+          sheet: Callable | None = None, minutes: float | None = None, device: str | None = None,
+          progress: bool = True) -> TrainResult:
+    """Train `model` in place, resuming from `folder`/checkpoint.pt if there is one; it ends holding the average.
+
+    loss_fn(model, batch, generator) -> scalar Tensor, or {"loss": scalar, name: number to log, ...};
+    draw_batch(generator) -> anything; its tensors are moved to the device;
+    sheet(model) -> (H, W, 3) picture in [0, 1], saved as samples_STEP.png beside each checkpoint, drawn with the
+    averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU.
+    Writes checkpoint.pt and log.jsonl. Raises ValueError for a checkpoint of another configuration or network, and
+    FloatingPointError when the loss is not finite.
+
+    >>> import tempfile
+    >>> line = nn.Linear(1, 1)
+    >>> draw = lambda generator: torch.rand(16, 1, generator=generator)
+    >>> loss = lambda model, x, generator: (model(x) - 3 * x).square().mean()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(line, loss, draw, TrainConfig(steps=300, lr=0.1), folder, device="cpu", progress=False)
+    >>> abs(line.weight.item() - 3) < 0.1, result.step
+    (True, 300)
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import send_to_device
+    from tqdm import tqdm
+
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.unwrap_model(prepared)
+    ema, log, first, spent = EMA(model, config.ema_decay), [], 0, 0.0
+    if (folder / "checkpoint.pt").is_file():
+        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config)
+    started, step, since = time.perf_counter(), first, []
+
+    def checkpoint() -> None:
+        if not accelerator.is_main_process:
+            return
+        seconds = spent + time.perf_counter() - started
+        _save(folder, step, seconds, model, ema, optimizer, config, log)
+        if sheet is not None:
+            with ema.applied(model):
+                model.eval()
+                _save_picture(sheet(model), folder / f"samples_{step:06d}.png")
+                model.train()
+
+    model.train()
+    bar = tqdm(total=config.steps, initial=first, disable=not (progress and accelerator.is_main_process),
+               mininterval=2, desc=folder.name)
+    while step < config.steps:
+        generator = step_generator(config.seed, step, accelerator.process_index)
+        batch = send_to_device(draw_batch(generator), accelerator.device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        with accelerator.autocast():
+            found = loss_fn(prepared, batch, generator)
+        found = found if isinstance(found, dict) else {"loss": found}
+        loss = found["loss"]
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"loss: got {loss.item()} at step {step}; the last whole checkpoint is kept")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(model)
+        step += 1
+        since.append({key: float(value.detach()) if isinstance(value, Tensor) else float(value)
+                      for key, value in found.items()})
+        bar.update()
+        over = minutes is not None and time.perf_counter() - started > 60 * minutes
+        if len(since) == 50 or step == config.steps or over:
+            means = {key: sum(row[key] for row in since) / len(since) for key in since[0]}
+            log.append({"step": step, **means, "lr": learning_rate(step - 1, config),
+                        "seconds": round(spent + time.perf_counter() - started, 1)})
+            bar.set_postfix(loss=f"{means['loss']:.4f}")
+            since = []
+        if step % config.checkpoint_every == 0 or step == config.steps or over:
+            checkpoint()
+        if over:
+            break
+    bar.close()
+    ema.copy_to(model)
+    model.eval()
+    return TrainResult(step, spent + time.perf_counter() - started, log, ema)
+
+
+def read_log(folder: str | Path) -> list[dict]:
+    """The log of a training folder: one dict for every 50 steps; ValueError naming a broken line."""
+    rows = []
+    for number, line in enumerate((Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{Path(folder) / 'log.jsonl'}, line {number}: not JSON") from error
+    return rows
+
+
+def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
+    """One file, renamed into place, so that an interruption leaves the last whole checkpoint."""
+    state = {"step": step, "seconds": seconds, "model": model.state_dict(), "ema": ema.state_dict(),
+             "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log}
+    torch.save(state, folder / "checkpoint.part")
+    os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")
+    text = "".join(json.dumps(row) + "\n" for row in log)
+    (folder / "log.part").write_text(text, encoding="utf-8")
+    os.replace(folder / "log.part", folder / "log.jsonl")
+
+
+def _resume(path: Path, model, ema, optimizer, config) -> tuple[int, float, list]:
+    """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log)."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved, step = state["config"], state["step"]
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    wanted = asdict(config)
+    different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
+    if different:
+        name = different[0]
+        raise ValueError(f"{path}: was trained with {name}={saved.get(name)!r}, wanted {wanted[name]!r}; "
+                         "take another folder or delete the checkpoint")
+    try:
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: holds another network than the one given: {str(error)[:200]}") from error
+    return step, state["seconds"], state["log"]
+
+
+def _save_picture(picture: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    array = (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    Image.fromarray(array).save(path)
