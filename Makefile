@@ -32,8 +32,8 @@ test: $(STAMP)  ## run everything that proves the course works
 course: $(STAMP)  ## execute every notebook; pages and pictures in build/course
 	$(PY) -m tools.course $(NB)
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(PY) -m jupyterlab notebooks
+lab: $(STAMP)  ## open your own copies of the notebooks in JupyterLab
+	$(PY) -m tools.lab
 
 notebooks: $(STAMP)  ## make the notebooks from notebooks/src, executed (NB=01: one of them)
 	$(PY) -m tools.notebooks $(NB)

@@ -198,7 +198,7 @@ def main() -> int:
         print(f"no notebook matches {arguments.names}" if arguments.names else "no notebooks")
         return 1
     pages = run_course(paths)
-    print(f"open {OUT / 'index.html'}")
+    print(f"the index, for your browser: {OUT / 'index.html'}")
     return 1 if any(page.run.error for page in pages) else 0
 
 

@@ -42,7 +42,7 @@ from gsgen_lib.systems.prompt_scorer import (
     save_scorer,
     tokenize,
 )
-from gsgen_lib.training import TrainConfig, train
+from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=12, steps=30, batch=16, real=False),
@@ -106,10 +106,7 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
         images, texts = model(pictures, tokens)
         return contrastive_loss(images, texts, prompts, _inner(model).log_scale)
 
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)  # for the initial weights only
-    model = PromptScorer(ScorerConfig(vocabulary=len(tokenizer)))
-    torch.random.set_rng_state(torch_state)
+    model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
     result = train(model, loss_fn, draw_batch, config, out, minutes=minutes, device=device)

@@ -97,6 +97,8 @@ def command_exists(line):
         return "" if extras in project["optional-dependencies"] else f"no extra {extras}"
     if tool == "conda":
         return "" if "gsgen" in (ROOT / "environment.yml").read_text(encoding="utf-8") else "no environment"
+    if line == "source .venv/bin/activate":
+        return ""
     if tool == "python":
         path = Path(words[2].replace(".", "/") + ".py") if words[1] == "-m" else Path(words[1])
         return "" if (ROOT / path).is_file() else f"no file {path}"
