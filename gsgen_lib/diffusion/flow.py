@@ -98,7 +98,7 @@ def flow_sample(velocity: Callable, noise: Tensor, steps: int = 25, shift: float
     its last step is Euler's, as the velocity is not needed at t = 0.
 
     >>> to_three = lambda x, t: (x - 3.0) / t  # all data at 3
-    >>> flow_sample(to_three, torch.randn(2, 1), steps=1)
+    >>> flow_sample(to_three, torch.tensor([[0.5], [-2.0]]), steps=1)
     tensor([[3.],
             [3.]])
     """
