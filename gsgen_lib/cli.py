@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("gsgen_lib.doctor", "doctor", "what can this machine run?"),
     "data build": ("gsgen_lib.data.sweethome", "build", "rebuild the shipped objects"),
     "data render": ("gsgen_lib.data.prerender", "render_folder", "render your own meshes"),
+    "train prior": ("gsgen_lib.systems.prior_training", "train_prior", "train the text-to-image prior"),
+    "train scorer": ("gsgen_lib.systems.scorer_training", "train_scorer", "train the prompt scorer"),
     "view": ("gsgen_lib.viz", "view_scene", "look at a splat file"),
     "bench": ("gsgen_lib.bench", "command", "run a benchmark (--list names them)"),
 }

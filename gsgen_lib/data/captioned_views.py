@@ -19,10 +19,15 @@ View words: DreamFusion (2209.14988) section 3.2. Taught in notebook 02.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gsgen_lib.data.objects import list_objects, load_object
@@ -30,7 +35,7 @@ from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
 
-__all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "on_background", "prompt_of", "random_backgrounds",
+__all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept", "on_background", "prompt_of", "random_backgrounds",
            "real_views", "toy_views", "view_word"]
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
@@ -200,6 +205,36 @@ def _draw(real: Tensor, count: int, generator: torch.Generator, real_share: floa
     if picks[0] is None or picks[1] is None:
         return picks[0] if picks[1] is None else picks[1]
     return torch.where(torch.rand(count, generator=generator) < real_share, picks[1], picks[0])
+
+
+def kept(path: str | Path, make: Callable[[], CaptionedViews]) -> CaptionedViews:
+    """The collection in the safetensors file `path`, made and written there first if there is none.
+
+    ValueError for a file that holds something else or is damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a, b = (kept(f"{folder}/views.safetensors", lambda: toy_views(1, np.random.default_rng(0), size=8))
+    ...             for _ in range(2))
+    >>> bool((a.images == b.images).all()), a.captions == b.captions
+    (True, True)
+    """
+    path = Path(path)
+    names = [f.name for f in fields(CaptionedViews) if f.name != "captions"]
+    if not path.is_file():
+        views = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(views, name).contiguous() for name in names}
+        part = path.with_suffix(".part")
+        save_file(tensors, part, metadata={"captions": json.dumps(views.captions)})
+        part.replace(path)
+    try:
+        with safe_open(path, "pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+            tensors = {name: file.get_tensor(name) for name in names}
+    except Exception as error:
+        raise ValueError(f"{path}: not a whole collection of views ({type(error).__name__}); delete it") from error
+    return CaptionedViews(captions=captions, **tensors)
 
 
 def random_backgrounds(count: int, generator: torch.Generator, white: float = 0.25) -> Tensor:

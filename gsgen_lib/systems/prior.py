@@ -214,10 +214,35 @@ def load_prior(name: str | Path = "prior", device: str = "cpu", dtype: torch.dty
     source = pretrained.checked_folder(name) if name in pretrained.CHECKPOINTS else name
     settings = {} if name in pretrained.CHECKPOINTS else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(source), torch_dtype=dtype, use_safetensors=True,
-                                                     local_files_only=Path(source).is_dir(), **settings)
+        with _quiet():
+            pipeline = DiffusionPipeline.from_pretrained(str(source), torch_dtype=dtype, use_safetensors=True,
+                                                         local_files_only=Path(source).is_dir(), **settings)
     except (OSError, ConnectionError) as error:
         raise FileNotFoundError(f"name: {source!r} is no pipeline folder, and no such model could be fetched from the "
                                 f"hub: {str(error).splitlines()[0][:200]}") from error
     pipeline.set_progress_bar_config(disable=True)
     return Prior(pipeline, str(name)).to(device)
+
+
+@contextmanager
+def _quiet():
+    """Without the progress bars and notices of diffusers and transformers, which drown a notebook's own output."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    both = (diffusers_logging, transformers_logging)
+    levels, bars = [m.get_verbosity() for m in both], [m.is_progress_bar_enabled() for m in both]
+    for module in both:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for module, level, bar in zip(both, levels, bars, strict=True):
+            module.set_verbosity(level)
+            if bar:
+                module.enable_progress_bar()

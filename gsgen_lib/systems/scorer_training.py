@@ -25,6 +25,7 @@ from gsgen_lib.data.captioned_views import (
     draw_pictures,
     draw_rows,
     join_views,
+    kept,
     on_background,
     random_backgrounds,
     real_views,
@@ -88,7 +89,8 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p = PRESETS[preset]
     steps, out, start = steps or p["steps"], Path(out), time.perf_counter()
-    views = views if views is not None else scorer_data(p["toys"], p["real"], seed, progress=True)
+    if views is None:
+        views = kept(out / "views.safetensors", lambda: scorer_data(p["toys"], p["real"], seed, progress=True))
     tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
     tokens_of: dict[str, Tensor] = {}
 

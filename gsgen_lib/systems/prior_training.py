@@ -1,0 +1,348 @@
+"""Training the prior: an autoencoder, then a diffusion model of its latents. gsgen train prior.
+
+Stage 1, autoencoder (AutoencoderKL of diffusers), 64 x 64 x 3 -> 16 x 16 x 4:
+
+    loss = |x - D(z)|_1 + `PERCEPTUAL` LPIPS(x, D(z)) + `KL` KL( N(mean, var) || N(0, I) ),   z ~ N(mean, var)
+
+Then `scaling_factor` = 1 / std of the latents, so that diffusion sees unit variance.
+
+Stage 2, U-Net (UNet2DConditionModel) and text encoder (CLIPTextModel), both from nothing:
+
+    z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps,   loss = | v_theta(z_t, t, text) - v |^2,   t uniform
+
+v = sqrt(abar) eps - sqrt(1 - abar) z. The schedule ends in pure noise (zero terminal SNR), since the pictures have plain
+backgrounds: with a trace of signal left at the end, the network would read off the mean colour there that sampling
+never gives it (2305.08891). One prompt in ten is empty, for guidance. In `SETS` of the steps the batch consists of
+sets of four views at right angles, and self-attention runs across them (MVDream, 2308.16512, section 3.2, where the
+share is 70 % sets and 30 % single pictures).
+
+Latents are made once, each view on `COPIES` backgrounds: what the encoder costs is paid once. Everything is resumable.
+Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import (
+    VIEW_WORDS,
+    CaptionedViews,
+    draw_pictures,
+    draw_rows,
+    draw_sets,
+    join_views,
+    kept,
+    on_background,
+    random_backgrounds,
+    real_views,
+    toy_views,
+)
+from gsgen_lib.diffusion import q_sample
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.systems.prior import Prior, set_prompts, views_together
+from gsgen_lib.systems.prompt_scorer import make_tokenizer, tokenize
+from gsgen_lib.training import TrainConfig, seeded, train
+
+PRESETS = {
+    "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
+                 batch=8),
+    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4000, vae_batch=16,
+                steps=24000, batch=32),
+    "gpu": dict(toys=20000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=40000, vae_batch=64,
+                steps=150000, batch=256),
+}
+TOY_SEED = 1_000_000
+PERCEPTUAL, KL = 0.3, 1e-6
+SETS, DROP, COPIES = 0.3, 0.1, 3
+WIDTH, LENGTH = 96, 24  # of text features: channels, tokens
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+def make_autoencoder(channels: tuple[int, ...] = (32, 48, 64), latent: int = 4):
+    """An AutoencoderKL that halves the picture once less than it has channels; weights from torch's generator.
+
+    >>> make_autoencoder((16, 16, 16)).encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.shape
+    torch.Size([1, 4, 16, 16])
+    """
+    from diffusers import AutoencoderKL
+
+    n = len(channels)
+    return AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n,
+                         block_out_channels=channels, layers_per_block=1, latent_channels=latent, norm_num_groups=16,
+                         sample_size=64, mid_block_add_attention=False)
+
+
+def make_unet(channels: tuple[int, ...] = (64, 96), size: int = 16, latent: int = 4, attention: int | None = None):
+    """A UNet2DConditionModel for latents (B, latent, size, size); attention: at how many of the coarsest levels.
+
+    >>> unet = make_unet((16, 32))
+    >>> unet(torch.zeros(2, 4, 16, 16), 5, torch.zeros(2, 24, 96)).sample.shape
+    torch.Size([2, 4, 16, 16])
+    """
+    from diffusers import UNet2DConditionModel
+
+    n = len(channels)
+    with_text = [n - i <= (attention or n) for i in range(n)]
+    return UNet2DConditionModel(
+        sample_size=size, in_channels=latent, out_channels=latent, block_out_channels=channels, layers_per_block=1,
+        down_block_types=tuple("CrossAttnDownBlock2D" if w else "DownBlock2D" for w in with_text),
+        up_block_types=tuple("CrossAttnUpBlock2D" if w else "UpBlock2D" for w in reversed(with_text)),
+        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16)  # diffusers: 4 is the number of heads
+
+
+def make_text_encoder(vocabulary: int):
+    """A two-layer CLIPTextModel for prompts of 24 tokens.
+
+    >>> make_text_encoder(300)(torch.ones(2, 24, dtype=torch.long))[0].shape
+    torch.Size([2, 24, 96])
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    end = vocabulary - 1
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=LENGTH, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end))
+
+
+def make_scheduler():
+    """Scaled-linear betas shifted to zero terminal SNR, v-prediction, trailing steps."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                         set_alpha_to_one=True, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                         timestep_spacing="trailing", steps_offset=1)
+
+
+class TextAndUNet(nn.Module):
+    """What stage 2 trains: tokens -> features -> prediction."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor, views: int = 1) -> Tensor:
+        with views_together(self.unet, views):
+            return self.unet(x_t, t, encoder_hidden_states=self.text_encoder(tokens)[0]).sample
+
+
+# ---- stage 1 -------------------------------------------------------------------------------------------------------
+
+
+def autoencoder_loss(vae, pictures: Tensor, generator: torch.Generator) -> dict:
+    """The loss of stage 1 for pictures (B, H, W, 3) in [0, 1]; {"loss", "l1", "lpips", "kl"}."""
+    x = pictures.movedim(-1, 1) * 2 - 1  # (B, 3, H, W)
+    posterior = vae.encode(x, return_dict=False)[0]
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(x)
+    decoded = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+    l1 = (decoded - x).abs().mean()
+    seen = (decoded.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
+    perceptual = lpips(seen, pictures, validate=False)
+    kl = posterior.kl().mean()
+    return {"loss": l1 + PERCEPTUAL * perceptual + KL * kl, "l1": l1, "lpips": perceptual, "kl": kl}
+
+
+def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int, batch: int, seed: int, minutes, device):
+    """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the hours spent."""
+    vae = seeded(lambda: make_autoencoder(tuple(channels)), seed)
+
+    def draw_batch(generator):
+        return draw_pictures(views, draw_rows(views, batch, generator), generator)[0]
+
+    def loss_fn(model, pictures, generator):
+        return autoencoder_loss(_inner(model), pictures, generator)
+
+    shown = torch.linspace(0, len(views) - 1, 16).long()
+    truth = on_background(views.images[shown], random_backgrounds(16, torch.Generator().manual_seed(seed)))
+
+    @torch.no_grad()
+    def sheet(model):
+        x = truth.movedim(-1, 1).to(next(model.parameters()).device) * 2 - 1
+        again = model.decode(model.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
+        return grid(torch.cat([truth, again.cpu()]), 16)
+
+    config = TrainConfig(steps=steps, lr=2e-3, warmup=100, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
+                         seed=seed)
+    result = train(vae, loss_fn, draw_batch, config, folder, sheet, minutes, device)
+    pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
+                             torch.Generator().manual_seed(seed + 2))[0]
+    vae.register_to_config(scaling_factor=1.0)
+    latents = encode(vae, pictures)
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return vae, result
+
+
+@torch.no_grad()
+def encode(vae, pictures: Tensor, chunk: int = 64) -> Tensor:
+    """Scaled mean latents (B, C, h, w) of pictures (B, H, W, 3) in [0, 1], on the CPU."""
+    device = next(vae.parameters()).device
+    parts = [vae.encode(p.to(device).movedim(-1, 1) * 2 - 1).latent_dist.mean.cpu() for p in pictures.split(chunk)]
+    return torch.cat(parts) * vae.config.scaling_factor
+
+
+def encode_views(vae, views: CaptionedViews, copies: int, seed: int) -> Tensor:
+    """Latents (M, copies, C, h, w) fp16 of every view on `copies` backgrounds: white first, then random colours.
+
+    Views of one object share their colours, as views of one set must.
+    """
+    from tqdm import tqdm
+
+    owners = int(views.owners.max()) + 1
+    colors = random_backgrounds(owners * copies, torch.Generator().manual_seed(seed), 0.0).reshape(owners, copies, 3)
+    colors[:, 0] = 1.0
+    parts = []
+    for rows in tqdm(torch.arange(len(views)).split(128), desc="latents", mininterval=5):
+        pictures = on_background(views.images[rows][:, None], colors[views.owners[rows]])  # (b, copies, H, W, 3)
+        parts.append(encode(vae, pictures.flatten(0, 1)).half().unflatten(0, (len(rows), copies)))
+    return torch.cat(parts)
+
+
+# ---- stage 2 -------------------------------------------------------------------------------------------------------
+
+
+def train_diffusion(views: CaptionedViews, latents: Tensor, vae, folder: Path, channels, steps: int, batch: int, seed: int,
+                    minutes, device):
+    """Stage 2; returns the finished diffusers pipeline and the training result."""
+    from diffusers import StableDiffusionPipeline
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    tokenizer = make_tokenizer([views.prompt(i, s) for i in range(len(views)) for s in (False, True)], length=LENGTH)
+    size = latents.shape[-1]
+    model = seeded(lambda: TextAndUNet(make_unet(tuple(channels), size, latents.shape[2]),
+                                       make_text_encoder(len(tokenizer))), seed)
+    scheduler = make_scheduler()
+    alphas_cumprod = scheduler.alphas_cumprod.float()
+    tokens_of: dict[str, Tensor] = {}
+
+    def draw_batch(generator):
+        together = bool(torch.rand(1, generator=generator) < SETS)
+        rows = draw_sets(views, batch // 4, generator).flatten() if together else draw_rows(views, batch, generator)
+        draws = batch // 4 if together else batch
+        copy = torch.randint(latents.shape[1], (draws,), generator=generator)
+        dropped = torch.rand(draws, generator=generator) < DROP
+        if together:  # the views of a set share background and fate of the prompt
+            copy, dropped = copy.repeat_interleave(4), dropped.repeat_interleave(4)
+        sides = together | (torch.rand(len(rows), generator=generator) < 0.5)
+        prompts = ["" if d else views.prompt(int(r), bool(s)) for r, d, s in zip(rows, dropped, sides, strict=True)]
+        new = [p for p in dict.fromkeys(prompts) if p not in tokens_of]
+        tokens_of.update(zip(new, tokenize(tokenizer, new), strict=True) if new else ())
+        return latents[rows, copy].float(), torch.stack([tokens_of[p] for p in prompts]), 4 if together else 1
+
+    def loss_fn(network, data, generator):
+        z, tokens, count = data
+        eps = torch.randn(z.shape, generator=generator).to(z)
+        # the views of a set share t, as they are denoised together
+        t = torch.randint(len(alphas_cumprod), (len(z) // count,), generator=generator).repeat_interleave(count)
+        abar = alphas_cumprod[t].to(z)
+        signal, noise = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
+        prediction = network(q_sample(z, eps, abar), t.to(z.device), tokens, count)
+        return F.mse_loss(prediction.float(), signal * eps - noise * z)
+
+    def as_pipeline(network):
+        return StableDiffusionPipeline(vae=vae, text_encoder=network.text_encoder, tokenizer=tokenizer, unet=network.unet,
+                                       scheduler=scheduler, safety_checker=None, feature_extractor=None,
+                                       requires_safety_checker=False)
+
+    def sheet(network):
+        vae.to(next(network.parameters()).device)
+        prior = Prior(as_pipeline(network), "in training")
+        captions = list(dict.fromkeys(views.captions))[:: max(1, len(set(views.captions)) // 6)][:6]
+        singles = [f"{c}, {w}" for c in captions for w in VIEW_WORDS]
+        four = [p for c in captions for p in set_prompts(c)]
+        pictures = [prior.sample(singles, 20, generator=torch.Generator().manual_seed(0)),
+                    prior.sample(four, 20, views=4, generator=torch.Generator().manual_seed(0))]
+        network.requires_grad_(True)  # Prior froze it
+        return torch.cat([grid(p.cpu(), 4) for p in pictures], 1)
+
+    config = TrainConfig(steps=steps, lr=1e-3, warmup=500, weight_decay=0.01, ema_decay=0.9995, checkpoint_every=500,
+                         seed=seed)
+    result = train(model, loss_fn, draw_batch, config, folder, sheet, minutes, device)
+    return as_pipeline(model), result
+
+
+# ---- all of it -----------------------------------------------------------------------------------------------------
+
+
+def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int | None = None, seed: int = 0,
+                minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
+    """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
+
+    preset: "tiny" (a minute, for tests), "cpu" (about five hours on two cores) or "gpu"; steps: of the diffusion model,
+    instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
+    the preset's; device: "cpu" keeps off the GPU. Returns the card.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
+    p, out, start = PRESETS[preset], Path(out), time.perf_counter()
+    if views is None:
+        views = kept(out / "views.safetensors", lambda: prior_data(p["toys"], p["real"], seed))
+    vae, first = train_autoencoder(views, out / "autoencoder", p["vae_channels"], p["vae_steps"], p["vae_batch"], seed,
+                                   minutes, device)
+    if first.step < p["vae_steps"]:
+        print(f"autoencoder: step {first.step} of {p['vae_steps']}; call again to go on")
+        return {}
+    latents = kept_latents(out / "latents.safetensors", vae, views, seed)
+    pipeline, second = train_diffusion(views, latents, vae, out / "diffusion", p["channels"], steps or p["steps"], p["batch"],
+                                       seed, minutes, device)
+    hours = round((first.seconds + second.seconds) / 3600, 2)
+    facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}", "seed": seed, "hours": hours,
+             "steps": {"autoencoder": first.step, "diffusion": second.step},
+             "seconds_in_all": round(time.perf_counter() - start),
+             "loss": {"autoencoder": first.log[-1]["loss"], "diffusion": second.log[-1]["loss"]} if first.log and second.log
+             else {}}
+    return save_prior(pipeline, out / "model", facts)
+
+
+def prior_data(toys: int, real: bool, seed: int = 0) -> CaptionedViews:
+    """The pictures to learn from: `toys` new toys, ten views each, and the real training objects."""
+    views = toy_views(toys, np.random.default_rng(TOY_SEED + seed), progress=True)
+    return join_views(views, real_views("train")) if real else views
+
+
+def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
+    """`encode_views`, kept in a file so that a resumed training need not encode again."""
+    from safetensors.torch import load_file, save_file
+
+    if path.is_file():
+        latents = load_file(path)["latents"]
+        if len(latents) == len(views):
+            return latents
+        raise ValueError(f"{path}: holds latents of {len(latents)} views, wanted {len(views)}; delete it to make them anew")
+    latents = encode_views(vae, views, COPIES, seed)
+    save_file({"latents": latents}, path)
+    return latents
+
+
+def save_prior(pipeline, folder: Path, facts: dict) -> dict:
+    """Write a pipeline as fp16 safetensors with its card; the parameters are counted. Returns the card."""
+    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
+        part.half()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
+        part.float()
+    counts = {n: sum(v.numel() for v in getattr(pipeline, n).parameters()) for n in ("vae", "unet", "text_encoder")}
+    return pretrained.write_card(folder, {**facts, "parameters": counts})
+
+
+def grid(pictures: Tensor, columns: int) -> Tensor:
+    """Pictures (B, H, W, 3) side by side, `columns` to a row: (rows H, columns W, 3).
+
+    >>> grid(torch.zeros(6, 4, 4, 3), 3).shape
+    torch.Size([8, 12, 3])
+    """
+    count, h, w, _ = pictures.shape
+    rows = pictures.reshape(count // columns, columns, h, w, 3)
+    return rows.permute(0, 2, 1, 3, 4).reshape(count // columns * h, columns * w, 3)
+
+
+def _inner(model):
+    return getattr(model, "module", model)
