@@ -215,12 +215,12 @@ def load_scorer(name: str | Path = "prompt_scorer", device: str = "cpu") -> Scor
 
     from gsgen_lib import pretrained
 
-    if str(name) not in pretrained.CHECKPOINTS and not Path(name).is_dir():
+    folder = pretrained.checked_folder(name) if str(name) in pretrained.CHECKPOINTS else Path(name)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder.is_dir() else {}
+    if "vocabulary" not in settings:  # not one of ours
         return _load_clip(str(name), device)
     from safetensors.torch import load_file
 
-    folder = pretrained.checked_folder(name) if str(name) in pretrained.CHECKPOINTS else Path(name)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = PromptScorer(ScorerConfig(**settings | {"channels": tuple(settings["channels"])})).to(device).eval()
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     model.requires_grad_(False)

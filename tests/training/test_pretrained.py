@@ -1,0 +1,68 @@
+"""Shipped checkpoints: whole ones are loaded, anything else is refused with the reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gsgen_lib import pretrained
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "model.bin.txt").write_text("weights")
+    (tmp_path / "deep/config.json").write_text("{}")
+    pretrained.write_card(tmp_path, {"name": "x", "hours": 1})
+    return tmp_path
+
+
+def test_a_whole_folder_passes_and_its_card_is_complete(folder):
+    assert pretrained.checked_folder(folder) == folder
+    assert set(pretrained.read_card(folder)["sha256"]) == {"model.bin.txt", "deep/config.json"}
+
+
+@pytest.mark.parametrize("harm,message", [
+    (lambda f: (f / "model.bin.txt").write_text("weightz"), "model.bin.txt: sha256 is .* damaged"),
+    (lambda f: (f / "deep/config.json").unlink(), "config.json: missing"),
+    (lambda f: (f / "extra.py").write_text("print()"), "extra.py: not named by card.json"),
+    (lambda f: (f / "card.json").write_text("{"), "card.json: not JSON"),
+    (lambda f: (f / "card.json").write_text("{}"), "names no files"),
+    (lambda f: (f / "card.json").write_text('{"sha256": {}}'), "names no files"),
+])
+def test_harm_is_named(folder, harm, message):
+    harm(folder)
+    with pytest.raises(ValueError, match=message):
+        pretrained.checked_folder(folder)
+
+
+def test_no_card_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a checkpoint of the course"):
+        pretrained.checked_folder(tmp_path)
+    with pytest.raises(ValueError, match="name: got 'nothing', wanted one of prior"):
+        pretrained.folder_of("nothing")
+
+
+def test_load_or_train_trains_once_then_loads_and_refuses_damage(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def fake_train(out, preset):
+        calls.append(preset)
+        (Path(out) / "model").mkdir(parents=True)
+        (Path(out) / "model/weights.json").write_text("[1]")
+        pretrained.write_card(Path(out) / "model", {"name": "toy"})
+
+    def fake_load(source):
+        return json.loads((Path(source) / "weights.json").read_text())
+
+    import types
+
+    module = types.SimpleNamespace(load=fake_load, train=fake_train)
+    monkeypatch.setitem(pretrained.CHECKPOINTS, "toy", ("toy_module", "load", "toy_module:train"))
+    monkeypatch.setattr(pretrained.importlib, "import_module", lambda name: module)
+    assert pretrained.load_or_train("toy", tmp_path / "run", preset="tiny") == [1]
+    assert pretrained.load_or_train("toy", tmp_path / "run") == [1] and calls == ["tiny"]
+    assert "training one (tiny preset)" in capsys.readouterr().out
+    (tmp_path / "run/model/weights.json").write_text("[2]")
+    with pytest.raises(ValueError, match="damaged"):
+        pretrained.load_or_train("toy", tmp_path / "run")

@@ -1,0 +1,159 @@
+"""The loop: a resumed training equals an uninterrupted one, nothing half-written is loaded, mistakes are named."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gsgen_lib.training import TrainConfig, learning_rate, read_log, seeded, step_generator, train
+
+CONFIG = TrainConfig(steps=60, lr=0.05, warmup=5, checkpoint_every=10, ema_decay=0.9)
+
+
+def make():
+    return seeded(lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)), 0)
+
+
+def draw(generator):
+    return torch.rand(32, 2, generator=generator)
+
+
+def loss(model, x, generator):
+    noise = 0.1 * torch.randn(len(x), 1, generator=generator)
+    return {"loss": (model(x) - x.prod(1, keepdim=True) - noise).square().mean(), "size": float(len(x))}
+
+
+def run(model, folder, config=CONFIG, loss_fn=loss, **more):
+    return train(model, loss_fn, draw, config, folder, device="cpu", progress=False, **more)
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping_at(step):
+    calls = iter(range(10**6))
+
+    def loss_fn(model, x, generator):
+        if next(calls) == step:
+            raise Stop
+        return loss(model, x, generator)
+
+    return loss_fn
+
+
+def test_an_interrupted_and_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole, parts = make(), make()
+    run(whole, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(parts, tmp_path / "parts", loss_fn=stopping_at(37))
+    assert torch.load(tmp_path / "parts/checkpoint.pt", weights_only=True)["step"] == 30  # at most one interval is lost
+    fresh = make()
+    result = run(fresh, tmp_path / "parts")
+    assert result.step == 60
+    for a, b in zip(whole.parameters(), fresh.parameters()):
+        assert torch.equal(a, b)
+    other = make()  # and the seed does matter
+    run(other, tmp_path / "other", replace(CONFIG, seed=1))
+    assert not torch.equal(other[0].weight, whole[0].weight)
+
+
+def test_the_loss_falls_and_the_log_tells(tmp_path):
+    model = make()
+    result = run(model, tmp_path, replace(CONFIG, steps=400))
+    assert result.log[-1]["loss"] < 0.3 * result.log[0]["loss"] and result.log[-1]["size"] == 32
+    assert read_log(tmp_path) == result.log and [row["step"] for row in result.log] == list(range(50, 401, 50))
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\nnonsense\n')
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        read_log(tmp_path)
+
+
+def test_the_model_ends_holding_the_average_and_the_checkpoint_holds_both(tmp_path):
+    model = make()
+    result = run(model, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert torch.equal(model[0].weight, result.ema.shadow["0.weight"])
+    assert torch.equal(state["ema"]["shadow"]["0.weight"], model[0].weight)
+    assert not torch.equal(state["model"]["0.weight"], model[0].weight)
+
+
+def test_time_over_stops_with_a_checkpoint_and_pictures_are_saved(tmp_path):
+    result = run(make(), tmp_path, minutes=0.0, sheet=lambda model: torch.rand(4, 6, 3))
+    assert result.step == 1 and torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert (tmp_path / "samples_000001.png").is_file()
+    assert run(make(), tmp_path).step == 60
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" + b[5:]])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    run(make(), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="checkpoint.pt: damaged"):
+        run(make(), tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run(make(), tmp_path)
+    with pytest.raises(ValueError, match="trained with lr=0.05, wanted 0.1"):
+        run(make(), tmp_path, replace(CONFIG, lr=0.1))
+    with pytest.raises(ValueError, match="holds another network"):
+        run(nn.Linear(2, 1), tmp_path)
+    assert run(make(), tmp_path, replace(CONFIG, steps=70)).step == 70  # longer is allowed
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_harms(tmp_path):
+    def broken(model, x, generator):
+        return model(x).mean() * float("nan")
+
+    model = make()
+    before = model[0].weight.clone()
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        run(model, tmp_path, loss_fn=broken)
+    assert torch.equal(model[0].weight, before) and not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_gradients_are_clipped(tmp_path):
+    """With AdamW only the direction would remain, so the norm is read where the loop left it."""
+    seen = []
+
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return 1e4 * (self.w * torch.tensor([1.0, 2.0, 3.0])).sum() + 0 * x.sum()
+
+    model = Steep()
+    model.w.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+    run(model, tmp_path, replace(CONFIG, steps=1, clip=0.5), lambda m, x, g: m(x))
+    assert abs(seen[0].norm().item() - 0.5) < 1e-4  # clipped in place afterwards
+
+
+def test_learning_rate_against_the_formula():
+    config = TrainConfig(steps=1000, lr=2.0, warmup=10, final_lr=0.1)
+    assert [learning_rate(s, config) for s in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
+    for step in (10, 300, 505, 999):
+        share = (step - 10) / 990
+        cosine = torch.cos(torch.tensor(share, dtype=torch.float64) * torch.pi).item()
+        assert learning_rate(step, config) == pytest.approx(0.2 + 1.8 * (1 + cosine) / 2)
+    assert learning_rate(5000, config) == pytest.approx(0.2)
+
+
+def test_generators_differ_by_seed_step_and_process():
+    draws = {(s, t, p): torch.rand(1, generator=step_generator(s, t, p)).item()
+             for s in range(3) for t in range(5) for p in range(2)}
+    assert len(set(draws.values())) == len(draws)
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"steps": 0}, "steps: got 0"), ({"steps": 1.5}, "steps: got 1.5"), ({"checkpoint_every": -1}, "checkpoint_every"),
+    ({"lr": 0.0}, "lr: got 0.0"), ({"clip": -1.0}, "clip"), ({"precision": "fp8"}, "precision: got 'fp8'"),
+])
+def test_bad_configurations_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+    assert json.dumps(CONFIG.__dict__)
