@@ -217,7 +217,7 @@ def load_prior(name: str | Path = "prior", device: str = "cpu", dtype: torch.dty
         with _quiet():
             pipeline = DiffusionPipeline.from_pretrained(str(source), torch_dtype=dtype, use_safetensors=True,
                                                          local_files_only=Path(source).is_dir(), **settings)
-    except (OSError, ConnectionError) as error:
+    except (OSError, ConnectionError, ValueError) as error:
         raise FileNotFoundError(f"name: {source!r} is no pipeline folder, and no such model could be fetched from the "
                                 f"hub: {str(error).splitlines()[0][:200]}") from error
     pipeline.set_progress_bar_config(disable=True)

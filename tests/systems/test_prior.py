@@ -1,0 +1,169 @@
+"""The prior: one interface for a tiny Stable Diffusion and a big one; equal to diffusers' own pipeline."""
+
+import json
+
+import pytest
+import torch
+
+from gsgen_lib.diffusion import convert
+from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
+from gsgen_lib.systems.prior_training import autoencoder_loss, grid, make_autoencoder, make_unet
+from gsgen_lib.training import seeded
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_stable_diffusion(folder, prediction_type="epsilon"):
+    """A Stable Diffusion pipeline of the very classes, random and small, written to disk as the real ones are."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from gsgen_lib.systems.prompt_scorer import make_tokenizer
+
+    tokenizer = make_tokenizer(["a photo of a red mug, front view"], 560, 77)
+
+    def parts():
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32, attention_head_dim=8)
+        vae = AutoencoderKL(block_out_channels=(32, 64), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+                            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1)
+        text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37,
+                                            num_hidden_layers=2, num_attention_heads=4, bos_token_id=len(tokenizer) - 2,
+                                            eos_token_id=len(tokenizer) - 1, pad_token_id=len(tokenizer) - 1))
+        return unet, vae, text
+
+    unet, vae, text = seeded(parts, 0)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing",
+                              prediction_type=prediction_type)
+    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+                            safety_checker=None, feature_extractor=None,
+                            requires_safety_checker=False).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def prior(request, tmp_path_factory):
+    return load_prior(tiny_stable_diffusion(tmp_path_factory.mktemp("sd"), request.param))
+
+
+def test_shapes_and_names(prior):
+    assert prior.size == 16 and prior.latent_shape == (4, 8, 8) and len(prior.alphas_cumprod) == 1000
+    text = prior.encode_prompt(["a red mug", ""])
+    z = prior.encode_image(torch.rand(2, 16, 16, 3, generator=gen()))
+    eps = prior.predict_eps(z, 500, text)
+    assert text.shape == (2, 77, 32) and z.shape == eps.shape == (2, 4, 8, 8)
+    picture = prior.decode(z)
+    assert picture.shape == (2, 16, 16, 3) and picture.min() >= 0 and picture.max() <= 1
+
+
+def test_sampling_equals_diffusers_own_pipeline(prior):
+    """Same noise, same prompts, same steps: StableDiffusionPipeline.__call__ is the oracle."""
+    prompts = ["a red mug, front view", "mug"]
+    ours = prior.sample(prompts, steps=8, guidance_scale=4.0, generator=gen(3))
+    noise = torch.randn(2, *prior.latent_shape, generator=gen(3))
+    theirs = prior.pipeline(prompts, latents=noise, num_inference_steps=8, guidance_scale=4.0, height=16, width=16,
+                            output_type="pt").images.movedim(1, -1)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+    plain = prior.sample(prompts, steps=8, guidance_scale=1.0, generator=gen(3))
+    assert (plain - theirs).abs().max() > 1e-3  # guidance is not lost
+
+
+def test_predicted_noise_is_the_networks_own_answer_converted(prior):
+    z, text, t = torch.randn(3, *prior.latent_shape, generator=gen()), prior.encode_prompt(["a", "b", "c"]), torch.tensor(
+        [10, 400, 900])
+    raw = prior.unet(z, t, encoder_hidden_states=text).sample
+    abar = prior.alphas_cumprod[t]
+    torch.testing.assert_close(prior.predict_eps(z, t, text), convert(raw, z, abar, prior.prediction, "eps"))
+    if prior.prediction == "v":
+        by_hand = (1 - abar).sqrt()[:, None, None, None] * z + abar.sqrt()[:, None, None, None] * raw
+        torch.testing.assert_close(prior.predict_eps(z, t, text), by_hand)
+
+
+def test_gradients_reach_the_picture_and_never_a_weight(prior):
+    picture = torch.rand(1, 16, 16, 3, generator=gen()).requires_grad_()
+    prior.decode(prior.encode_image(picture)).sum().backward()
+    assert picture.grad.abs().sum() > 0
+    z = prior.encode_image(picture)
+    assert not prior.predict_eps(z, 5, prior.encode_prompt([""])).requires_grad
+    weights = [*prior.unet.parameters(), *prior.vae.parameters(), *prior.text_encoder.parameters()]
+    assert all(w.grad is None and not w.requires_grad for w in weights)
+
+
+def test_views_see_each_other_only_when_asked(prior):
+    z, text = torch.randn(4, *prior.latent_shape, generator=gen()), prior.encode_prompt(list("abcd"))
+    changed = z.clone()
+    changed[1] += 1.0
+    for views, touched in ((1, {1}), (2, {0, 1}), (4, {0, 1, 2, 3})):
+        difference = (prior.predict_eps(z, 300, text, views) - prior.predict_eps(changed, 300, text, views)).abs()
+        assert {i for i in range(4) if difference[i].max() > 1e-6} == touched
+    order = torch.tensor([2, 0, 3, 1])  # no view is special: permuting the views permutes the answer
+    torch.testing.assert_close(prior.predict_eps(z[order], 300, text[order], 4), prior.predict_eps(z, 300, text, 4)[order],
+                               atol=1e-4, rtol=1e-3)
+    before = prior.predict_eps(z, 300, text)
+    with pytest.raises(RuntimeError):
+        prior.predict_eps(z[:3], 300, text[:3], 2)
+    torch.testing.assert_close(prior.predict_eps(z, 300, text), before)  # put back even after an error
+
+
+def test_the_same_seed_the_same_picture(prior):
+    a, b, c = (prior.sample(["mug"], 3, generator=gen(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    a, b = (prior.sample(["mug"], 3, sampler="ddpm", generator=gen(1)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("call,message", [
+    (lambda p: p.encode_prompt("a mug"), "prompts: got 'a mug', wanted a list"),
+    (lambda p: p.encode_image(torch.rand(1, 3, 16, 16)), "images: got shape"),
+    (lambda p: p.encode_image(torch.rand(1, 15, 16, 3)), "multiples of 2"),
+    (lambda p: p.predict_eps(torch.zeros(2, 4, 8, 8), 1, p.encode_prompt(["a"])), "text: got 1 prompts, wanted 2"),
+    (lambda p: p.sample([]), "prompts: got 0"),
+    (lambda p: p.sample(["a"] * 6, views=4), "multiple of views = 4"),
+    (lambda p: p.sample(["a"], sampler="euler"), "sampler: got 'euler'"),
+])
+def test_bad_input_is_named(prior, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(prior)
+
+
+def test_what_is_no_prior_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no pipeline folder"):
+        load_prior(tmp_path / "nowhere")
+    folder = tiny_stable_diffusion(tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace('"epsilon"', '"flow_prediction"'))
+    with pytest.raises(ValueError, match="flow_prediction"):
+        load_prior(folder)
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    with pytest.raises(ValueError, match="lacks vae, unet"):
+        Prior(object(), "nothing")
+
+
+def test_prompts_of_a_set_name_four_different_views():
+    assert len(set(set_prompts("a red mug"))) == 4 and set_prompts("x")[0] == "x, front view"
+
+
+def test_views_must_be_positive():
+    with pytest.raises(ValueError, match="views: got 0"), views_together(make_unet((16, 32)), 0):
+        pass
+
+
+def test_autoencoder_loss_adds_up():
+    vae = seeded(lambda: make_autoencoder((16, 16, 16)), 0)
+    pictures = torch.rand(2, 64, 64, 3, generator=gen())
+    parts = autoencoder_loss(vae, pictures, gen(1))
+    assert parts["loss"].item() == pytest.approx((parts["l1"] + 0.3 * parts["lpips"] + 1e-6 * parts["kl"]).item(), rel=1e-5)
+    z = vae.encode(pictures.movedim(-1, 1) * 2 - 1).latent_dist
+    by_hand = 0.5 * (z.mean**2 + z.var - 1 - z.var.log()).sum((1, 2, 3)).mean()  # KL to N(0, I)
+    assert parts["kl"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_grid_places_pictures_in_reading_order():
+    pictures = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 2, 3)
+    assert grid(pictures, 3)[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -1,0 +1,144 @@
+"""The judge: its loss against loops, ranks against sorting, CLIP behind the same interface."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gsgen_lib.data.captioned_views import toy_views
+from gsgen_lib.systems.prompt_scorer import (
+    PromptScorer,
+    Scorer,
+    ScorerConfig,
+    contrastive_loss,
+    load_scorer,
+    make_tokenizer,
+    rank_of_own,
+    save_scorer,
+    tokenize,
+)
+from gsgen_lib.systems.scorer_training import difference, disturb, scorer_metrics
+from gsgen_lib.training import seeded
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_loss_against_loops_in_double_precision():
+    u, w = (torch.nn.functional.normalize(torch.randn(5, 3, generator=gen(s)).double(), dim=-1) for s in (0, 1))
+    prompts, scale = ["a", "b", "a", "c", "b"], 1.3
+    total = 0.0
+    for first, second in ((u, w), (w, u)):
+        for i in range(5):
+            logits = [math.exp(scale) * float(first[i] @ second[j]) for j in range(5)]
+            log_sum = math.log(sum(math.exp(v) for v in logits))
+            mine = [j for j in range(5) if prompts[j] == prompts[i]]
+            total += sum(log_sum - logits[j] for j in mine) / len(mine) / 5 / 2
+    assert contrastive_loss(u, w, prompts, torch.tensor(scale).double()).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_ranks_against_sorting():
+    scores = torch.rand(6, 6, generator=gen())
+    scorer = Scorer("table", lambda images: torch.eye(6)[images[:, 0, 0, 0].long()], lambda prompts: torch.stack(
+        [scores[:, int(p)] for p in prompts]))
+    images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 1, 1, 3)
+    ranks = rank_of_own(scorer, images, [str(i) for i in range(6)], others=5)
+    assert ranks.tolist() == [int((scores[i] > scores[i, i]).sum()) for i in range(6)]
+    with pytest.raises(ValueError, match="got 6 different ones, wanted more than 6"):
+        rank_of_own(scorer, images, [str(i) for i in range(6)], others=6)
+
+
+def test_tokenizer_reads_any_text_and_keeps_its_words():
+    tokenizer = make_tokenizer(["a red mug with white stripes, front view", "a tall teal robot, back view"] * 3)
+    for text in ("a red mug, back view", "façade 日本 ??", ""):
+        back = tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)
+        assert back.replace(" ", "") == text.replace(" ", "")
+    ids = tokenize(tokenizer, ["a red mug", "word " * 99])
+    assert ids.shape == (2, 24) and ids.max() == len(tokenizer) - 1
+    assert len(tokenizer("a red mug").input_ids) == 5  # known words are one token each
+
+
+def test_the_answer_does_not_depend_on_padding():
+    model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=50)), 0).eval()
+    tokens = torch.tensor([[48, 3, 7, 49] + [49] * 20])
+    words = torch.nn.functional.normalize(model.text_head(
+        model.text(model.words(tokens[:, :4]) + model.places[:4])[:, 3]), dim=-1)  # the prompt alone, no padding at all
+    torch.testing.assert_close(model.embed_tokens(tokens), words, atol=1e-5, rtol=1e-4)
+    other = tokens.clone()
+    other[0, 2] = 8
+    assert (model.embed_tokens(other) - words).abs().max() > 1e-3
+
+
+def test_saved_and_loaded_it_judges_alike(tmp_path):
+    tokenizer = make_tokenizer(["a red mug, front view"])
+    model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), 0).eval()
+    save_scorer(model, tokenizer, tmp_path)
+    scorer, images = load_scorer(tmp_path), torch.rand(3, 64, 64, 3, generator=gen())
+    direct = model.embed_images(images) @ model.embed_tokens(tokenize(tokenizer, ["a red mug", "mug"])).T
+    torch.testing.assert_close(scorer.similarity(images, ["a red mug", "mug"]), direct, atol=5e-3, rtol=0)  # fp16
+    assert scorer.view(images, ["a", "b", "c"])[0].endswith(" view")
+    assert scorer.similarity(torch.rand(1, 100, 80, 3), ["mug"]).shape == (1, 1)
+    for call, message in ((lambda: scorer.similarity(images[0], ["a"]), "images: got shape"),
+                          (lambda: scorer.similarity(images, "a"), "prompts: got 'a'"),
+                          (lambda: scorer.view(images, ["a"]), "captions: got 1, wanted 3")):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_clip_of_the_library_has_the_same_interface(tmp_path):
+    """A random CLIP of transformers' own classes, saved as the hub's are; its own forward pass is the oracle."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    tokenizer = make_tokenizer(["a red mug"], length=77)
+    end = len(tokenizer) - 1
+    small = dict(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4)
+    model = seeded(lambda: CLIPModel(CLIPConfig(
+        text_config=dict(vocab_size=len(tokenizer), bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, **small),
+        vision_config=dict(image_size=32, patch_size=8, **small), projection_dim=16)), 0).eval()
+    model.save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32), tokenizer).save_pretrained(tmp_path)
+    scorer, images = load_scorer(tmp_path), torch.rand(2, 32, 32, 3, generator=gen())
+    assert scorer.name.startswith("CLIP")
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    tokens = tokenizer(["a red mug", "mug"], padding=True, return_tensors="pt")
+    out = model(pixel_values=((images - mean) / std).movedim(-1, 1), **tokens)
+    torch.testing.assert_close(scorer.similarity(images, ["a red mug", "mug"]), out.image_embeds @ out.text_embeds.T,
+                               atol=1e-4, rtol=0)
+
+
+def test_neither_folder_nor_hub(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder here"):
+        load_scorer(str(tmp_path / "nowhere"))
+
+
+def test_disturbing_keeps_range_and_depends_on_the_generator():
+    pictures = torch.rand(4, 64, 64, 3, generator=gen())
+    a, b, c = disturb(pictures, gen(1)), disturb(pictures, gen(1)), disturb(pictures, gen(2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and a.min() >= 0 and a.max() <= 1
+    flat = torch.full((2, 64, 64, 3), 0.25)
+    assert (disturb(flat, gen()) - 0.25).abs().max() < 0.25  # a plain picture stays plain but for noise
+
+
+def test_metrics_of_a_perfect_and_of_a_blind_judge():
+    """The perfect one reads a number written into the picture's transparency; the blind one always says the same."""
+    views = toy_views(12, np.random.default_rng(5), split="test", size=8, sets=1, overhead=1)
+    captions = list(dict.fromkeys(views.captions))
+    marked = views.images.clone()
+    marked[..., 3] = 255  # opaque: the picture is what is stored
+    marked[..., :3] = torch.tensor([captions.index(c) for c in views.captions], dtype=torch.uint8)[:, None, None, None]
+    views = type(views)(marked, views.captions, views.azimuths, views.elevations, views.sets, views.owners, views.real)
+    table = torch.eye(len(captions) + 1)
+
+    def embed_prompts(prompts):
+        return table[[captions.index(p) if p in captions else -1 for p in prompts]]
+
+    perfect = Scorer("perfect", lambda x: table[(x[:, 0, 0, 0] * 255).round().long()], embed_prompts)
+    blind = Scorer("blind", lambda x: table[[0] * len(x)], embed_prompts)
+    assert scorer_metrics(perfect, views, among=len(captions))["top1"] == 1.0
+    found = scorer_metrics(blind, views, among=len(captions))
+    assert found["top1"] == pytest.approx(views.captions.count(captions[0]) / len(views), abs=1e-4)
+    assert found["pictures"] == 60 and sum(found["confusions"].values()) <= 60 and found["view_accuracy"] <= 1
+    assert json.dumps(found) and difference(captions[0], captions[0]) == []
