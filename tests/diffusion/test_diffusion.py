@@ -137,23 +137,42 @@ def test_one_step_has_the_posterior_that_bayes_gives(levels):
 
 
 def test_samplers_ask_at_the_times_and_levels_they_say():
+    """One picture, one noise: a denoiser that knows both sees exactly q_sample at each time, in both directions."""
+    abar, (x0, eps), asked = torch.linspace(0.99, 0.05, 10).double(), pair(), []
+
+    def at(t):
+        return D.q_sample(x0, eps, abar[t])
+
+    def knows(x, t):
+        assert t.ndim == 0 and t.dtype == torch.int64
+        asked.append(int(t))
+        assert_close(x, x0 if inverting and len(asked) == 1 else at(t))
+        return eps
+
+    for spacing, want in (("trailing", [9, 7, 5, 3, 1]), ("leading", [8, 6, 4, 2, 0])):
+        asked.clear()
+        inverting = False
+        assert_close(D.ddim_sample(knows, at(want[0]), abar, 5, spacing=spacing), x0)  # the last step goes to 1
+        assert asked == want
+        asked.clear()
+        inverting = True
+        assert_close(D.ddim_invert(knows, x0, abar, 5, spacing=spacing), at(want[0]))
+        assert asked == [0, *want[:0:-1]]
+
+
+def test_ancestral_sampling_asks_at_every_time_and_repeats():
     abar, x, asked = torch.linspace(0.99, 0.05, 10), torch.ones(2, 3), []
 
     def model(x, t):
-        assert t.ndim == 0 and t.dtype == torch.int64
         asked.append(int(t))
         return x
 
-    for sample, want in ((lambda: D.ddim_sample(model, x, abar, 5), [9, 7, 5, 3, 1]),
-                         (lambda: D.ddpm_sample(model, x, abar), [*range(9, -1, -1)]),
-                         (lambda: D.ddpm_sample(model, x, abar, 2, spacing="leading"), [5, 0]),
-                         (lambda: D.ddim_invert(model, x, abar, 5), [0, 1, 3, 5, 7])):
-        asked.clear()
-        sample()
-        assert asked == want
-    assert torch.equal(D.ddim_sample(lambda x, t: 7 * torch.ones_like(x), x, abar, 3, "x0"), 7 * x)  # it ends on x0
     same = [D.ddpm_sample(model, x, abar, generator=gen(1)) for _ in range(2)]
-    assert torch.equal(*same)
+    assert asked == 2 * [*range(9, -1, -1)] and torch.equal(*same)
+    asked.clear()
+    D.ddpm_sample(model, x, abar, 2, spacing="leading")
+    assert asked == [5, 0]
+    assert torch.equal(D.ddpm_sample(lambda x, t: torch.full_like(x, 7.0), x, abar, 3, "x0"), 7 * x)  # it ends on x0
     assert x.equal(torch.ones(2, 3))  # nothing is written into the input
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RASTER, SCENE = "tests/raster/test_raster.py", "tests/scene/test_scene.py"
+RASTER, SCENE, DIFFUSION = "tests/raster/test_raster.py", "tests/scene/test_scene.py", "tests/diffusion/test_diffusion.py"
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -54,11 +54,20 @@ BUGS = {
     "PLY bands not channel-major": ("scene/ply.py", "sh[:, 1:].transpose(1, 2).flatten(1)", "sh[:, 1:].flatten(1)", "tests/scene/test_ply.py"),
     "split Gaussian kept": ("systems/fitting.py", "keep[split] = False", "keep[split] = True",
                             "tests/systems/test_fitting.py::test_small_gaussians_are_cloned_large_ones_split_transparent_ones_pruned"),
+    "sign of the noise": ("diffusion/gaussian.py", "return signal * x0 + noise * eps", "return signal * x0 - noise * eps",
+                          f"{DIFFUSION}::test_noising_keeps_the_variance_and_is_seen_by_each_item"),
+    "v sign": ("diffusion/gaussian.py", "signal * x_t - noise * prediction if", "signal * x_t + noise * prediction if",
+               f"{DIFFUSION}::test_convert_gives_the_definition_and_comes_back[v-x0]"),
+    "schedule index off by one": ("diffusion/samplers.py", "alphas_cumprod.cpu()[times]", "alphas_cumprod.cpu()[(times - 1).clamp_min(0)]",
+                                  f"{DIFFUSION}::test_samplers_ask_at_the_times_and_levels_they_say"),
+    "guidance form": ("diffusion/guidance.py", "uncond + guidance_scale * (cond - uncond)", "cond + guidance_scale * (cond - uncond)",
+                      f"{DIFFUSION}::test_guidance_form"),
+    "flow velocity sign": ("diffusion/flow.py", "eps, t), t) - (eps - x0)", "eps, t), t) - (x0 - eps)", f"{DIFFUSION}::test_road_and_loss_of_flow"),
 }
 
 
 def copy_tree(target: Path) -> None:
-    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems"):
+    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems", "tests/diffusion"):
         shutil.copytree(ROOT / name, target / name)  # with compiled kernels: only what changes is compiled again
 
 
