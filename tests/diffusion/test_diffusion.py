@@ -136,6 +136,14 @@ def test_one_step_has_the_posterior_that_bayes_gives(levels):
     assert_close(D.ddim_step(there, x0, eps, b, a), x_t, rtol=1e-9, atol=1e-9)  # eta = 0 runs backwards
 
 
+def test_full_noise_from_no_signal_survives_rounding():
+    """At abar_t = 0 and eta = 1 nothing is left for eps: 1 - abar_s - sigma^2 is 0, or just below it."""
+    x = torch.ones(999, 2)
+    b = torch.linspace(0.001, 0.999, 999)
+    stepped = D.ddim_step(x, 0 * x, x, torch.zeros(999), b, 1.0, 0 * x)
+    assert stepped.abs().max() < 1e-3 and bool(torch.isfinite(stepped).all())
+
+
 def test_samplers_ask_at_the_times_and_levels_they_say():
     """One picture, one noise: a denoiser that knows both sees exactly q_sample at each time, in both directions."""
     abar, (x0, eps), asked = torch.linspace(0.99, 0.05, 10).double(), pair(), []
