@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from gsgen_lib.diffusion.ema import EMA
 
-__all__ = ["TrainConfig", "TrainResult", "learning_rate", "read_log", "seeded", "step_generator", "train"]
+__all__ = ["TrainConfig", "TrainResult", "learning_rate", "seeded", "step_generator", "train"]
 
 FREE = ("steps", "checkpoint_every", "final_lr", "precision")  # may change when a training is resumed
 
@@ -124,7 +124,7 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     draw_batch(generator) -> anything; its tensors are moved to the device;
     sheet(model) -> (H, W, 3) picture in [0, 1], saved as samples_STEP.png beside each checkpoint, drawn with the
     averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU.
-    Writes checkpoint.pt and log.jsonl. Raises ValueError for a checkpoint of another configuration or network, and
+    Writes checkpoint.pt and log.jsonl (which `viz.training_curves` draws). Raises ValueError for a checkpoint of another configuration or network, and
     FloatingPointError when the loss is not finite.
 
     >>> import tempfile
@@ -200,17 +200,6 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     ema.copy_to(model)
     model.eval()
     return TrainResult(step, spent + time.perf_counter() - started, log, ema)
-
-
-def read_log(folder: str | Path) -> list[dict]:
-    """The log of a training folder: one dict for every 50 steps; ValueError naming a broken line."""
-    rows = []
-    for number, line in enumerate((Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{Path(folder) / 'log.jsonl'}, line {number}: not JSON") from error
-    return rows
 
 
 def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
