@@ -1,0 +1,131 @@
+"""Samplers, prior and prompt scorer: gsgen bench diffusion [--json].
+
+1. Distance against steps on points of the plane, with an exact denoiser: what remains is the sampler's own error.
+   Sliced Wasserstein distance to fresh data, and, as the floor, of data to fresh data.
+2. The shipped prior on captions that training never had: one sample each, no selection. Is the sample's own caption
+   ranked first among 50 by the prompt scorer, is its view word the best of four, and how far are the samples from
+   true renders of the same captions (KID; one picture per caption), with two sets of true renders as the floor?
+3. The shipped prompt scorer on true renders of held-out toys.
+"""
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from gsgen_lib.data.captioned_views import VIEW_WORDS, on_background, random_backgrounds, toy_views
+from gsgen_lib.diffusion import (
+    GaussianMixture,
+    alphas_cumprod_of,
+    ddim_sample,
+    ddpm_sample,
+    flow_sample,
+    linear_betas,
+)
+from gsgen_lib.distributions import kid, sliced_wasserstein
+from gsgen_lib.image_features import features_name, image_features
+from gsgen_lib.metrics import bootstrap_ci
+from gsgen_lib.pretrained import folder_of
+from gsgen_lib.systems.prior import load_prior
+from gsgen_lib.systems.prompt_scorer import load_scorer, rank_of_own
+from gsgen_lib.systems.scorer_training import scorer_metrics
+
+STEPS = (1, 2, 3, 5, 8, 12, 20, 50, 100, 300, 1000)
+
+
+def ring(modes: int = 8, radius: float = 1.5, std: float = 0.08) -> GaussianMixture:
+    """Eight narrow Gaussians on a circle, standard deviation about one."""
+    angles = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
+    means = radius * torch.stack([angles.cos(), angles.sin()], 1)
+    return GaussianMixture(means, torch.full((modes,), std, dtype=torch.float64), torch.ones(modes, dtype=torch.float64))
+
+
+def steps_rows(seeds: int, points: int) -> tuple[list[dict], dict]:
+    """Table of distances, and for each sampler the steps at which it first comes within twice the floor."""
+    data, abar = ring(), alphas_cumprod_of(linear_betas()).double()
+    eps = data.denoiser(abar)
+    samplers = {
+        "DDPM": lambda z, n, g: ddpm_sample(eps, z, abar, n, generator=g),
+        "DDIM": lambda z, n, g: ddim_sample(eps, z, abar, n),
+        "flow, Euler": lambda z, n, g: flow_sample(data.velocity, z, n),
+        "flow, Heun": lambda z, n, g: flow_sample(data.velocity, z, max(1, (n + 1) // 2), method="heun"),
+    }
+    distance = {name: np.zeros((seeds, len(STEPS))) for name in samplers}
+    floor = np.zeros(seeds)
+    for seed in range(seeds):
+        g = torch.Generator().manual_seed(seed)
+        truth, again = data.sample(points, g), data.sample(points, g)
+
+        def far(x, truth=truth, seed=seed):
+            return float(sliced_wasserstein(x, truth, 64, generator=torch.Generator().manual_seed(seed)))
+
+        floor[seed] = far(again)
+        for name, draw in samplers.items():
+            for k, n in enumerate(STEPS):
+                noise = torch.randn(points, 2, generator=g, dtype=torch.float64)
+                distance[name][seed, k] = far(draw(noise, n, g))
+    rows, first = [], {}
+    for k, n in enumerate(STEPS):
+        row = {"calls of the denoiser": n}
+        for name in samplers:
+            mean, low, high = bootstrap_ci(distance[name][:, k], np.random.default_rng(0))
+            row[name] = f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        rows.append(row)
+    rows.append({"calls of the denoiser": "floor: data", **{name: f"{floor.mean():.3f}" for name in samplers}})
+    for name in samplers:
+        near = [n for k, n in enumerate(STEPS) if distance[name][:, k].mean() <= 2 * floor.mean()]
+        first[name] = near[0] if near else math.inf
+    return rows, first
+
+
+def test_captions(count: int, seed: int):
+    """`count` toys with held-out combinations, their view words in turn, and true renders of each from two angles."""
+    rng = np.random.default_rng(4_000_000 + seed)
+    views = toy_views(count, rng, "test", sets=2, overhead=2)
+    # of each toy one view, in turn front, side, back, overhead; the second render is of the other set
+    place = torch.tensor([0, 1, 2, 8])[torch.arange(count) % 4]
+    rows = 10 * torch.arange(count) + place
+    others = 10 * torch.arange(count) + torch.where(place == 8, 9, place + 4)
+    captions = [views.captions[int(i)] for i in rows]
+    words = [VIEW_WORDS[i % 4] for i in range(count)]
+    assert all(views.prompt(int(i)).endswith(w) for i, w in zip(rows, words, strict=True))
+    colors = random_backgrounds(count, torch.Generator().manual_seed(seed))
+    return captions, words, on_background(views.images[rows], colors), on_background(views.images[others], colors)
+
+
+def main(captions: int = 100, seed: int = 0, seeds: int = 3, points: int = 4000, steps: int = 30,
+         guidance_scale: float = 3.0, prior: str = "prior", scorer: str = "prompt_scorer") -> dict:
+    """Run all three parts. prior, scorer: shipped names or folders; the last options are the sampler's."""
+    rows, first = steps_rows(seeds, points)
+    judge, painter = load_scorer(scorer), load_prior(prior)
+    texts, words, truth, others = test_captions(captions, seed)
+    start = time.perf_counter()
+    pictures = torch.cat([painter.sample([f"{c}, {w}" for c, w in zip(texts[i:i + 25], words[i:i + 25], strict=True)], steps,
+                                         guidance_scale, generator=torch.Generator().manual_seed(seed + i))
+                          for i in range(0, captions, 25)])
+    seconds = (time.perf_counter() - start) / captions
+    table = []
+    for name, images in (("samples", pictures), ("true renders", truth)):
+        ranks = rank_of_own(judge, images, texts, min(49, captions - 1), torch.Generator().manual_seed(seed))
+        seen = [a == b for a, b in zip(judge.view(images, texts), words, strict=True)]
+        table.append({"pictures": name, "own caption first of 50": round((ranks == 0).float().mean().item(), 3),
+                      "right view word": round(sum(seen) / captions, 3)})
+    a, b, c = (image_features(x) for x in (pictures, truth, others))
+    apart, floor = kid(a, b, features=features_name()), kid(c, b, features=features_name())
+    for row, distance in zip(table, (apart, floor), strict=True):
+        row["KID to true renders"] = f"{distance.value:.3f} ± {distance.std:.3f}"
+    tests = scorer_metrics(judge, toy_views(200, np.random.default_rng(5_000_000 + seed), "test"), seed)
+    size = sum(f.stat().st_size for f in folder_of(prior).rglob("*.safetensors")) / 1e6 if prior == "prior" else math.nan
+    top, view = table[0]["own caption first of 50"], table[0]["right view word"]
+    bars = [{"id": "own caption first of 50, share of samples", "value": top, "bar": 0.85, "ok": top >= 0.85},
+            {"id": "right view word, share of samples", "value": view, "bar": 0.85, "ok": view >= 0.85},
+            {"id": "scorer: top 1 of 50 on true renders", "value": tests["top1"], "bar": 0.95, "ok": tests["top1"] >= 0.95},
+            {"id": "prior, MB of weights", "value": round(size, 2), "bar": 8, "ok": size <= 8},
+            {"id": "2D: DDPM calls / flow calls to twice the floor", "value": round(first["DDPM"] / first["flow, Euler"], 1),
+             "bar": 1, "ok": first["DDPM"] > first["flow, Euler"]}]
+    note = (f"Judge: {judge.name}, views right on {tests['view_accuracy']:.1%} of {tests['pictures']} true renders; what it mixes up: "
+            f"{tests['confusions']}. Painter: {painter.name}, DDIM {steps} steps, guidance {guidance_scale}, {seconds:.2f} s per "
+            f"sample; {captions} held-out captions, {features_name()}. 2D: ring of eight Gaussians, {points} points, {seeds} seeds; "
+            f"calls to come within twice the floor: {first}.")
+    return {"name": "diffusion", "rows": rows + table, "bars": bars, "note": note}
