@@ -79,9 +79,14 @@ def cmp(name: str, mine: object, reference: object, tol: float = 1e-5) -> None:
 def expect_close(mine: object, reference: object, hint: str, tol: float = 1e-5) -> None:
     """Raise NotYet with the hint if ``mine`` differs from ``reference`` by more than ``tol``.
 
+    A wrong type or shape, or a number that is not finite, is told without the hint: first things first.
+
     >>> expect_close(1.0, 2.0, "is the sign right?")
     Traceback (most recent call last):
     gsgen_lib.checks.NotYet: is the sign right? (largest difference 1)
+    >>> expect_close([1.0, 1.0], 2.0, "is the sign right?")
+    Traceback (most recent call last):
+    gsgen_lib.checks.NotYet: your answer: shape (2,), wanted ()
     """
     if mine is None:
         raise NotYet("your function returns None: is there a return statement?")
@@ -90,9 +95,21 @@ def expect_close(mine: object, reference: object, hint: str, tol: float = 1e-5) 
     except (TypeError, ValueError):
         raise NotYet(f"got a {type(mine).__name__}, wanted numbers") from None
     if wrong:
-        raise NotYet(f"{hint} ({wrong})")
+        raise NotYet(f"your answer: {wrong}")
     if distance > tol:
         raise NotYet(f"{hint} (largest difference {distance:.3g})")
+
+
+def shows(answer: object, mistake: object, tol: float = 1e-4) -> bool:
+    """Whether an answer is this very mistake, so that a hint can name it.
+
+    >>> shows([2.0, 4.0], [2.0, 4.0]), shows([2.0, 4.0], [2.0, 5.0]), shows(None, 1.0), shows("text", 1.0)
+    (True, False, False, False)
+    """
+    try:
+        return _distance(answer, mistake)[1] <= tol
+    except (TypeError, ValueError):
+        return False
 
 
 def verdict(exercise: Callable, *answers: object) -> tuple[str, str]:

@@ -7,26 +7,35 @@ import math
 import numpy as np
 import torch
 
-from gsgen_lib.checks import NotYet, expect_close, fresh_generator
+from gsgen_lib.checks import NotYet, expect_close, fresh_generator, shows
 
 
 def exercise_1(eye) -> None:
     """eye(azimuth, elevation, radius) in degrees -> camera position (3,).
 
-    Oracle: the point (0, 0, radius) turned by two rotation matrices in float64.
+    Oracle: the point (0, 0, radius) turned by two rotation matrices in float64. First the three axes, then anywhere.
     """
-    numbers = torch.rand(12, 3, generator=fresh_generator()).double().numpy()
-    for u, v, w in numbers:
-        azimuth, elevation, radius = 360 * u - 180, 160 * v - 80, 0.5 + 3 * w
+    axes = [(0.0, 0.0, 1.5), (90.0, 0.0, 1.5), (0.0, 90.0, 1.5)]
+    numbers = torch.rand(12, 3, generator=fresh_generator()).double().tolist()
+    asked = axes + [(360 * u - 180, 160 * v - 80, 0.5 + 3 * w) for u, v, w in numbers]
+    answers = [_three_numbers(eye(*angles)) for angles in asked]
+    for mistake, hint in USUAL.items():
+        if all(shows(answer, mistake(*angles)) for answer, angles in zip(answers, asked, strict=True)):
+            raise NotYet(hint)
+    for number, (answer, (azimuth, elevation, radius)) in enumerate(zip(answers, asked, strict=True)):
         wanted = _turn_y(azimuth) @ _turn_x(-elevation) @ np.array([0.0, 0.0, radius])
-        answer = eye(azimuth, elevation, radius)
-        if isinstance(answer, list | tuple):  # of numbers or of one-element tensors
-            answer = np.array([float(x) for x in answer])
-        hint = "azimuth 0 is on +z, 90 on +x, elevation 90 on +y; the horizontal circle has radius * cos(elevation)"
-        for mistake, name in USUAL.items():
-            if np.shape(answer) == (3,) and np.allclose(answer, mistake(azimuth, elevation, radius), atol=1e-6):
-                hint = name
+        place = ", ".join(f"{x + 0.0:.2f}" for x in wanted.round(2))
+        hint = f"azimuth {azimuth:.0f}, elevation {elevation:.0f}, radius {radius:.2f} is the place ({place})"
+        if number >= len(axes):
+            hint = "right on the axes, but not between them: is your camera always `radius` away? " + hint
         expect_close(answer, wanted, hint, tol=1e-4 * radius)
+
+
+def _three_numbers(answer):
+    """A list or tuple of one-element tensors as an array; anything else as it is."""
+    if isinstance(answer, list | tuple) and any(isinstance(x, torch.Tensor) for x in answer):
+        return np.array([float(x) for x in answer])
+    return answer
 
 
 def _turn_x(degrees: float) -> np.ndarray:
@@ -48,10 +57,17 @@ def exercise_2(to_raw, to_opacity) -> None:
     opacity = 0.02 + 0.96 * torch.rand(3, 5, generator=generator)
     raw = 6 * torch.randn(3, 5, generator=generator)
     logit = [[math.log(o) - math.log1p(-o) for o in line] for line in opacity.double().tolist()]
-    expect_close(to_raw(opacity), logit, "to_raw: the logarithm of o / (1 - o), natural and not base 10", tol=1e-4)
+    answer, hint = to_raw(opacity), "to_raw: opacity 0.5 should give 0, and opacity 0.9 should give 2.197"
+    if shows(answer, torch.sigmoid(opacity)):
+        hint = "the two functions are swapped: to_raw takes an opacity and returns its logit"
+    elif shows(answer, np.array(logit) / math.log(10)):
+        hint = "to_raw: the logarithm is the natural one, not base 10"
+    expect_close(answer, logit, hint, tol=1e-4)
     sigmoid = [[0.5 + 0.5 * math.tanh(x / 2) for x in line] for line in raw.double().tolist()]
-    hint = "to_opacity: solve l = log(o / (1 - o)) for o; raw 0 is opacity 0.5, and large raw numbers approach 1"
-    expect_close(to_opacity(raw), sigmoid, hint, tol=1e-5)
+    answer, hint = to_opacity(raw), "to_opacity: raw 0 should give 0.5, raw 2.197 should give 0.9, and 20 almost 1"
+    if shows(answer, 1 - np.array(sigmoid)):
+        hint = "to_opacity: a larger raw number is a larger opacity, but yours falls: look at the sign"
+    expect_close(answer, sigmoid, hint, tol=1e-5)
 
 
 def exercise_3(prediction) -> None:
@@ -106,6 +122,7 @@ WRONG = {
     "exercise_1": [(mistake,) for mistake in USUAL] + [(lambda a, e, r: [0.0, 0.0, r],)],
     "exercise_2": [
         (lambda o: torch.log10(o / (1 - o)), torch.sigmoid),
+        (torch.sigmoid, torch.logit),
         (torch.logit, torch.exp),
         (torch.logit, lambda raw: 1 / (1 + torch.exp(raw))),
     ],

@@ -6,26 +6,36 @@ import math
 
 import torch
 
-from gsgen_lib.checks import NotYet, expect_close, fresh_generator
+from gsgen_lib.checks import NotYet, expect_close, fresh_generator, shows
 
 
 def exercise_1(back_to_front) -> None:
     """Blend N layers (N,), (N, 3), nearest first, on a background (3,), starting from the farthest.
 
-    Oracle: front to back in Python numbers, with the transmittance kept beside the colour.
+    Oracle: front to back in Python numbers, with the transmittance kept beside the colour. First one layer, then five.
     """
     generator = fresh_generator()
-    alphas = 0.2 + 0.6 * torch.rand(5, generator=generator)
-    colors = torch.rand(5, 3, generator=generator)
-    background = torch.rand(3, generator=generator)
-    wanted, passes = [0.0, 0.0, 0.0], 1.0
-    for i in range(5):
+    for count in (1, 5):
+        alphas = 0.2 + 0.6 * torch.rand(count, generator=generator)
+        colors = torch.rand(count, 3, generator=generator)
+        background = torch.rand(3, generator=generator)
+        answer = back_to_front(alphas, colors, background)
+        hint = f"one layer of alpha {alphas[0]:.2f}: how much of the background is seen, and how much of the layer?"
+        if count > 1:
+            hint = "one layer is right, five are not: onto what is layer j painted, once those behind it are done?"
+            if shows(answer, _front_to_back(alphas.flip(0), colors.flip(0), background)):
+                hint = "you end with the farthest layer: index 0 is the nearest, and must be painted last"
+        expect_close(answer, _front_to_back(alphas, colors, background), hint)
+
+
+def _front_to_back(alphas, colors, background) -> list[float]:
+    """The pixel's colour, in Python numbers."""
+    color, passes = [0.0, 0.0, 0.0], 1.0
+    for i in range(len(alphas)):
         for c in range(3):
-            wanted[c] += passes * alphas[i].item() * colors[i, c].item()
+            color[c] += passes * alphas[i].item() * colors[i, c].item()
         passes *= 1 - alphas[i].item()
-    wanted = [wanted[c] + passes * background[c].item() for c in range(3)]
-    hint = "start from the background, walk from the last layer to the first: color = alpha c + (1 - alpha) color"
-    expect_close(back_to_front(alphas, colors, background), wanted, hint)
+    return [color[c] + passes * background[c].item() for c in range(3)]
 
 
 def exercise_2(half_box) -> None:
@@ -44,17 +54,23 @@ def exercise_2(half_box) -> None:
         x, y = torch.meshgrid(line, line, indexing="xy")
         A = torch.linalg.inv(cov)
         alpha = opacity * torch.exp(-0.5 * (A[0, 0] * x * x + A[1, 1] * y * y) - A[0, 1] * x * y)
-        wanted = [x[alpha >= 1 / 255].max(), y[alpha >= 1 / 255].max()]
-        hint = (f"opacity {opacity:.2f}: solve opacity exp(-r^2 / 2) = 1/255 for r, then scale the standard deviations "
-                "along x and y, the roots of the diagonal of cov")
-        expect_close([float(v) for v in half_box(cov.float(), opacity.float())], wanted, hint, tol=0.05)
+        wanted = [x[alpha >= 1 / 255].max().item(), y[alpha >= 1 / 255].max().item()]
+        answer = half_box(cov.float(), opacity.float())
+        hint = (f"opacity {opacity:.2f}: alpha falls to 1/255 at x = {wanted[0]:.2f} and y = {wanted[1]:.2f} pixels; "
+                "how many standard deviations is that, for this opacity?")
+        for mistake, name in USUAL.items():
+            if shows(answer, mistake(cov.float(), opacity.float())):
+                hint = f"opacity {opacity:.2f}: {name}"
+        expect_close(answer, wanted, hint, tol=0.05)
 
 
 def exercise_3(prediction) -> None:
     """Which letter: twice as large and twice as far."""
+    if prediction not in ("a", "b", "c"):
+        raise NotYet(f"got {prediction!r}, wanted 'a', 'b' or 'c'")
     if prediction != "a":
-        raise NotYet("render scene.transform(scale=2) with Cameras.orbit(1, radius=3.6) and compare; "
-                     "in J, both t and the lengths in Sigma doubled")
+        raise NotYet("render scene.transform(scale=2) from `away`, the scene from `close`, and compare; "
+                     "then look at J: t doubles, and so do the lengths in Sigma")
 
 
 def exercise_4(alpha_gradient) -> None:
@@ -87,17 +103,38 @@ def _gradient(alphas, colors, background, v, divide=True):
     return T[:-1] * (colors @ v) - (behind / (1 - alphas) if divide else behind)
 
 
+def _reach(opacity):
+    return (2 * torch.log(255 * opacity)).sqrt()
+
+
+def _three_deviations(cov, opacity):
+    return 3 * cov.diagonal().sqrt()
+
+
+def _long_axis(cov, opacity):
+    return _reach(opacity) * torch.linalg.eigvalsh(cov)[-1].sqrt().repeat(2)
+
+
+def _variances(cov, opacity):
+    return _reach(opacity) * cov.diagonal()
+
+
+USUAL = {  # usual mistakes of exercise 2, and what to say about each
+    _three_deviations: "three standard deviations suit no opacity but one; how many does this one need?",
+    _long_axis: "the box stands upright: ask how far the ellipse reaches along x and y, not along its own axis",
+    _variances: "the diagonal of cov holds variances, in pixels squared, not lengths",
+}
 WRONG = {
     "exercise_1": [
         (_blend_from_the_wrong_end,),
         (lambda alphas, colors, background: _blend_from_the_wrong_end(alphas.flip(0), colors.flip(0), 0 * background),),
     ],
     "exercise_2": [
-        (lambda cov, opacity: 3 * cov.diagonal().sqrt(),),
-        (lambda cov, opacity: (2 * torch.log(255 * opacity)).sqrt() * torch.linalg.eigvalsh(cov)[-1].sqrt().repeat(2),),
-        (lambda cov, opacity: (2 * torch.log(255 * opacity)).sqrt() * cov.diagonal(),),
+        *[(mistake,) for mistake in USUAL],
+        (lambda cov, opacity: opacity,),
+        (lambda cov, opacity: _reach(opacity) * cov.diagonal().sqrt() + torch.nan,),
     ],
-    "exercise_3": [("b",), ("c",)],
+    "exercise_3": [("b",), ("c",), ("A",), (3,)],
     "exercise_4": [
         (lambda alphas, colors, background, v: _gradient(alphas, colors, background, v, divide=False),),
         (lambda alphas, colors, background, v: _gradient(alphas, colors, 0 * background, v),),

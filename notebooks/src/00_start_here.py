@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# 45 minutes to study · CPU about 30 s on two cores · GPU not timed yet · nothing is trained
+# 45 minutes to read, an hour for the exercises · to run: CPU about 10 s on two cores, and some 12 s more the first time,
+# to compile · GPU not timed yet · nothing is trained
 #
 # <!-- colab-badge -->
 #
 # You see where the course leads, check your machine, and turn points on the surface of a real object into your first
-# Gaussian splats.
+# Gaussian splats: soft coloured ellipsoids that a **rasterizer** draws, or splats, onto a picture.
 
 # %% [markdown]
 # ## You will be able to
@@ -19,8 +20,9 @@
 #
 # ## Set-up
 #
-# On your own machine the next cell only finds the library. On Colab it fetches the course and installs what Colab
-# lacks. Then come the imports and the knobs: numbers for you to change.
+# On your own machine the next cell only finds the library; on Colab it installs the course. Then come the imports and
+# the knobs: numbers for you to change. The comment `# NBVAL_CHECK_OUTPUT` tells the course's tests to compare a cell's
+# output; you can ignore it.
 
 # %% tags=["setup"]
 # (the set-up cell is inserted here)
@@ -53,20 +55,21 @@ SHELF += ["rocking_horse", "motorcycle", "birthday_cake", "dog_house"]
 LARGE = 192  # pixels of the large pictures
 OUT = Path("outputs")  # where this notebook writes
 
-# %% tags=["main"] alt="Eight real objects, among them a biplane, a cat and a dog house, each seen from the front, the side and behind"
+# %% tags=["main"] alt="Eight real objects, among them a biplane, a cat and a dog house, each seen from the front, the right side and behind"
 shelf = [load_object(name) for name in SHELF]
-pictures = [obj.images[view] for view in (0, 1, 3) for obj in shelf]  # views 0, 45 and 135 degrees
+pictures = [obj.images[view] for view in (0, 2, 4) for obj in shelf]  # azimuth 0, 90 and 180 degrees
 viz.image_grid(pictures, columns=len(SHELF), alt="eight real objects from three sides: " + ", ".join(SHELF))
 
 # %% [markdown]
-# **What to notice.** Eight of the course's real objects, from three sides each. The cat's front does not tell that its back
-# is black: whoever makes 3D from one picture must invent the rest.
+# **What to notice.** Eight of the course's real objects, each from the front, the right and behind. The cat's front does
+# not show the large black patches on its back: whoever makes 3D from one picture must invent the rest.
 #
 # ## The map
 #
 # A picture generator learns from billions of pictures. Nobody has billions of 3D objects. How then does a caption or a
 # photo become 3D? Three answers, one output, Gaussians: **optimise** them until a picture model is content, **predict**
-# them in one pass of a network, or **sample** them from a learned distribution. Which is slowest, and by what factor?
+# them in one pass of a network, or **sample** them from a learned distribution. Which is slowest, and by what factor? The
+# map has technical words; you need none of them yet.
 
 # %% tags=["main"] alt="Map of the course: thirteen lessons with what goes in and what comes out, and the time per object that papers report"
 display(course_map())
@@ -76,13 +79,12 @@ print("to come:", ", ".join(lesson.number for lesson in LESSONS if lesson.number
 
 # %% [markdown]
 # **What to notice.** Filled numbers are lessons on your disk, hollow ones are planned. From minutes to tenths of a second
-# the ladder spans three powers of ten; each dot is what its paper reports, and the last lesson will measure all on one
-# machine.
+# the ladder spans three powers of ten; each dot is what its paper reports.
 #
 # ## How to use a notebook
 #
-# **Predict** before you run: each main picture comes after a question. **Run. Notice**: two sentences say what is to be
-# seen; disagree if you can. Exercises check themselves; their solutions are in `notebooks/solutions`.
+# **Predict** before you run: most pictures come after a question. **Notice** what the text then says, and disagree if you
+# can.
 #
 # Can your machine run the course? `doctor` looks.
 
@@ -93,7 +95,11 @@ exit_code = doctor()
 # ## A real object
 #
 # What must you know about an object to draw it from anywhere? The course stores 24 small pictures with their cameras, and
-# points on the surface with colours and normals. How many points would you take?
+# 2,048 points on the surface with colours and normals. Enough? You will score them; exercise 5 takes four times as many.
+#
+# Objects fit into the **unit box** $[-0.5, 0.5]^3$, y up, front towards $+z$. `Cameras.orbit` places cameras around them:
+# **azimuth** is the angle around the y axis, 0 in front and growing towards $+x$; **elevation** is the angle above the
+# horizon. Pictures have **straight alpha**: a fourth channel holds opacity, and colours are not multiplied by it.
 
 
 # %% tags=["shared"]
@@ -123,13 +129,14 @@ print("inside the unit box:", bool(points.abs().max() <= 0.5))
 print("normals have length 1:", bool((normals.norm(dim=-1) - 1).abs().max() < 1e-5))
 
 # %% [markdown]
-# **What to notice.** The first eight pictures go around the object, the front first; the others look from many heights.
+# **What to notice.** Eight pictures go around the object, front first; the others look from many heights.
 # At 64 pixels the wires between the wings are thinner than a pixel.
 #
 # ## From points to Gaussians
 #
 # A Gaussian is a soft ellipsoid: centre `means` $\mu$, turned by `quats` $q$, standard deviations `scales` $s$ along
-# its three axes, `opacities` $o$, `colors` $c$. Each surface point becomes one:
+# its three axes, `opacities` $o$, `colors` $c$. A quaternion $q = (w, x, y, z)$ is a turn by $\varphi$ about a unit axis:
+# $w = \cos\frac\varphi2$ and $(x, y, z) = \sin\frac\varphi2 \cdot \text{axis}$. Each surface point becomes one Gaussian:
 #
 # - $\mu$ is the point, $c$ its colour, $o = 0.9$;
 # - $s = r d\,(1, 1, 0.1)$: a flat disc. $d$ = `spacing`, the mean distance to the three nearest points; $r$ = `radius`;
@@ -158,11 +165,9 @@ def draw(scene, cameras, **options):
 
 scene = splats(points, normals, colors)
 
-# %% [markdown]
-# Does each disc's third axis lie along its normal? Ask the library's rotation matrix.
-
 # %%
 # NBVAL_CHECK_OUTPUT
+# Does each disc's third axis lie along its normal? Ask the library's rotation matrix.
 third_axis = quat_to_rotmat(scene.quats)[..., 2]  # (N, 3, 3) -> (N, 3)
 cmp("disc axis", (third_axis * normals).sum(-1).abs(), torch.ones(len(points)))
 print(f"{scene.num} Gaussians, {3 + 4 + 3 + 1 + 3} numbers each")
@@ -186,8 +191,8 @@ viz.compare({"true": true[:8], "splats": ring, "error (0 to 1)": (ring - true[:8
 # ## How good is it?
 #
 # The course scores with $\mathrm{PSNR} = -10 \log_{10} \mathrm{mean}\,(p - t)^2$, $p$ = the picture, $t$ = `true`: per
-# picture, then averaged. What would a *wrong* answer score? Order these before you run: balls instead of discs, colours
-# shuffled between points, every azimuth with the wrong sign, an empty picture.
+# picture, then averaged. What would a *wrong* answer score? Order before you run: balls instead of discs, colours
+# shuffled between points, each azimuth's sign turned, an empty picture.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -211,24 +216,25 @@ mine = -10 * (pictures["discs"] - true).square().mean(dim=(1, 2, 3)).log10().mea
 print("the formula above gives the library's score:", abs(mine.item() - score["discs"]) < 1e-3)
 
 # %% [markdown]
-# Even an empty picture scores, since most of each picture is white: quote a PSNR only beside its controls.
+# Shuffled colours keep the outline and lose only 2 or 3 dB; a turned sign loses the outline too, and twice as much. Even
+# an empty picture scores, since most of each is white: quote a PSNR only beside its controls.
 #
 # ## Turn it
 #
-# In Jupyter the next cell has sliders, and every frame is drawn live; elsewhere you see its static twin. Predict: at
-# azimuth 90° the camera stands on the $+x$ side. Does the nose, which faces $+z$, point left or right?
+# In Jupyter the next cell has sliders and draws live; elsewhere you see six still views. Predict: at azimuth 90°,
+# does the nose, which faces $+z$, point left or right?
 
 # %% alt="Six views of the splat biplane from all around"
-viz.OrbitViewer(scene.to("cpu"), azimuth=0, elevation=20)
+viz.OrbitViewer(scene.to("cpu"), azimuth=30, elevation=20)
 
 # %% [markdown]
-# **What to notice.** At 60° and 120° the nose is on the left: who looks from $+x$ has $+z$ on the left hand. None of these
-# views was stored; the scene is 3D and not a set of pictures.
+# **What to notice.** At 90° the nose is on the left: who looks from $+x$ has $+z$ on the left hand. None of these views was
+# stored.
 #
 # ## A failure on purpose
 #
-# How large should a disc be? Divide and multiply all scales by ten. The object's mesh ships too, so a ray caster gives the
-# true picture at any size. Predict for each row, 64 and 192 pixels wide: which of the three scenes scores best?
+# How large should a disc be? Divide and multiply all scales by ten. From the object's mesh a ray caster draws the truth at
+# any size. Predict for each row, 64 and 192 pixels wide: which of the three scenes scores best?
 
 # %% alt="The biplane true, with scales a tenth, as built, and ten times too large; at 192 pixels the small scales are dust, at 64 pixels they look fine"
 # NBVAL_CHECK_OUTPUT
@@ -259,8 +265,8 @@ print(" 64 pixels, thinner drawing: as built beats it by 5 dB:", thin64[1] - thi
 # ## Keep it
 #
 # `save_ply` writes the format of the original 3D Gaussian splatting code, which most viewers read. It stores
-# $\mathrm{logit}(o)$ and $\log s$: any real numbers, so that an optimiser can move them freely. Does the scene survive? And
-# what should happen to a file cut in half?
+# $\mathrm{logit}(o)$ and $\log s$: any real numbers, so that an optimiser can move them freely. Three
+# numbers for a normal stay unused. Does the scene survive? And what should happen to a file cut in half?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -271,7 +277,7 @@ for name in ("means", "quats", "scales", "opacities", "colors"):
     difference = (getattr(again, name) - getattr(scene, name).cpu()).abs().max().item()
     print(f"{name:<10} differ by less than 1e-6:", difference < 1e-6)
 body = file.read_bytes().split(b"end_header\n", 1)[1]
-print("bytes per Gaussian:", len(body) // scene.num, "= 17 numbers x 4")
+print("bytes per Gaussian:", len(body) // scene.num, "= (14 + 3 unused) numbers x 4")
 half = OUT / "half.ply"
 half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 try:
@@ -284,7 +290,7 @@ except ValueError:
 #
 # ## Eight objects turn
 #
-# You tried your function on one object. Does it work on the others? Predict: which will score worst?
+# Does your function work on other objects? Predict: which will score worst?
 
 # %% tags=["main"] alt="Top: true pictures of eight real objects. Below: the same objects drawn from 2,048 Gaussians each, with their PSNR"
 turn = Cameras.orbit(36, elevation=20.0, width=96, height=96).to(DEVICE)
@@ -305,19 +311,19 @@ movie = viz.save_animation(row, OUT / "shelf.webp", quality=40, alt="eight splat
 display(HTML(movie.html()))
 
 # %% [markdown]
-# **What to notice.** One rule, no optimisation, and each object is recognisable from every side. Rocking horse and motorcycle
-# score lowest: they show the most dark outline against white, and the outline is where discs fail. In lesson 01 the
-# pictures' gradient mends it.
+# **What to notice.** One rule, no optimisation, and each object is recognisable. Rocking horse and motorcycle score
+# lowest: they show the most outline, and there discs fail. In lesson 01 the pictures' gradient mends it.
 
 # %% [markdown]
 # ## Exercises
 #
-# Write your answer and run the cell: "passed", "not yet" with a hint, or "not attempted". Checks try new random inputs.
+# Write your answer and run the cell: "passed", "not yet" with a hint, or "not attempted". Solutions are in
+# `notebooks/solutions`.
 #
-# ### Exercise 1 · Where does the camera stand? (10 minutes)
+# ### Exercise 1 · Where does the camera stand? (15 minutes)
 #
-# Write `eye(azimuth, elevation, radius)`, in degrees: the position $(x, y, z)$ of a camera that circles the object. Azimuth
-# 0 is the $+z$ side, growing azimuth moves towards $+x$, elevation lifts towards $+y$.
+# Write `eye(azimuth, elevation, radius)`, with the angles of `Cameras.orbit`, in degrees: the position $(x, y, z)$ of the
+# camera.
 
 
 # %% exercise="1"
@@ -337,10 +343,10 @@ check(nb00.exercise_1, eye)
 # $+z$, so $z$ takes the cosine and $x$ the sine.
 
 # %% [markdown]
-# ### Exercise 2 · What the file holds (10 minutes)
+# ### Exercise 2 · What the file holds (8 minutes)
 #
-# The file stores the logit $l = \log\frac{o}{1 - o}$. Write both directions for tensors, without `torch.logit` and
-# `torch.sigmoid`.
+# The file stores the logit $l = \log\frac{o}{1 - o}$. Write both directions for tensors, on your honour without
+# `torch.logit` and `torch.sigmoid`.
 
 
 # %% exercise="2"
@@ -366,7 +372,7 @@ check(nb00.exercise_2, to_raw, to_opacity)
 # form does not overflow for large positive $l$; it is the logistic function.
 
 # %% [markdown]
-# ### Exercise 3 · Predict, then run (5 minutes)
+# ### Exercise 3 · Predict, then run (3 minutes)
 #
 # Two splats of opacity 0.5 stand exactly behind each other. How opaque is their common centre: (a) 0.5, (b) 0.75 or (c) 1?
 # Set `prediction`; the cell then draws them. What is the formula for any number of splats?
@@ -392,7 +398,7 @@ check(nb00.exercise_3, prediction)
 # $\alpha_i$ the pixel is covered by $1 - \prod_i (1 - \alpha_i)$; lesson 01 builds its rasterizer on this product.
 
 # %% [markdown]
-# ### Exercise 4 · Derive: what is a decibel worth? (10 minutes)
+# ### Exercise 4 · Derive: what is a decibel worth? (8 minutes)
 #
 # Every pixel error is halved. Derive by how many dB the PSNR rises, then write `gain(k)` for errors `k` times smaller. How
 # much smaller are the errors of a method that gains 1 dB?
@@ -414,30 +420,37 @@ check(nb00.exercise_4, gain)
 # 1 dB for errors $10^{1/20} \approx 1.12$ times smaller.
 
 # %% [markdown]
-# ### Exercise 5 · Open: more points (20 minutes)
+# ### Exercise 5 · Open: more points (25 minutes)
 #
 # `sample_surface(mesh, n, np.random.default_rng(SEED))` gives any number of points, normals and colours. With four times as
 # many, which `radius` is best at 192 pixels, and what PSNR do you reach? Evidence: a table (points, radius, PSNR) and one
 # sentence on whether they are worth it.
 
 # %% exercise="5"
-### BEGIN SOLUTION
-four = Cameras.orbit(4, azimuth=[30.0, 120.0, 210.0, 300.0], width=LARGE, height=LARGE).to(DEVICE)
 mesh = load_mesh(mesh_path(OBJECT))
+four = Cameras.orbit(4, azimuth=[30.0, 120.0, 210.0, 300.0], width=LARGE, height=LARGE).to(DEVICE)
 target = on_white(torch.tensor(render_mesh(mesh, four).rgba, device=DEVICE))
-report = []
-for n in (2048, 8192):
+
+
+def score_of(n, radius):
+    """PSNR in dB, at 192 pixels, of n discs with this radius."""
+    ### BEGIN SOLUTION
     sample = [torch.tensor(x, device=DEVICE) for x in sample_surface(mesh, n, np.random.default_rng(SEED))]
-    for radius in (0.4, 0.5, 0.6, 0.8):
-        report.append((n, radius, psnr(draw(splats(*sample, radius), four), target).item()))
-        print("{:5d} points   radius {:.1f}   PSNR {:.1f} dB".format(*report[-1]))
-### STUB
-# report = None  # your table: rows of (number of points, radius, PSNR)
-### END SOLUTION
+    return psnr(draw(splats(*sample, radius), four), target).item()
+    ### END SOLUTION
+
+
+# %% solution=true
+for n in (2048, 8192):
+    tried = {radius: score_of(n, radius) for radius in (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)}
+    for radius, value in tried.items():
+        print(f"{n:5d} points   radius {radius:.2f}   PSNR {value:.1f} dB")
+    print(f"{n:5d} points   best radius {max(tried, key=tried.get):.2f}")
 
 # %% [markdown] solution=true
-# One answer: four times the points halve the spacing, and the overhang at the outline halves with it. Read off your table
-# what that is worth in dB, and remember that it costs four times the memory and file.
+# The best radius is 0.5 with 2,048 points and 0.45 with 8,192. It lies inside the grid: on both sides the score falls.
+# Four times the points gain 1.6 dB, so errors become 1.2 times smaller (exercise 4), and memory and file four times
+# larger. The spacing halves, and with it the overhang at the outline, but `eps2d` widens every splat as before.
 
 # %% [markdown]
 # ## Summary
