@@ -124,8 +124,8 @@ def main(captions: int = 100, seed: int = 0, seeds: int = 3, points: int = 4000,
             {"id": "prior, MB of weights", "value": round(size, 2), "bar": 8, "ok": size <= 8},
             {"id": "2D: DDPM calls / flow calls to twice the floor", "value": round(first["DDPM"] / first["flow, Euler"], 1),
              "bar": 1, "ok": first["DDPM"] > first["flow, Euler"]}]
-    note = (f"Judge: {judge.name}, views right on {tests['view_accuracy']:.1%} of {tests['pictures']} true renders; what it mixes up: "
-            f"{tests['confusions']}. Painter: {painter.name}, DDIM {steps} steps, guidance {guidance_scale}, {seconds:.2f} s per "
-            f"sample; {captions} held-out captions, {features_name()}. 2D: ring of eight Gaussians, {points} points, {seeds} seeds; "
-            f"calls to come within twice the floor: {first}.")
+    note = (f"Judge: {judge.name}, views right on {tests['view_accuracy']:.1%} of {tests['pictures']} true renders; what it "
+            f"mixes up: {tests['confusions']}. Painter: {painter.name}, DDIM {steps} steps, guidance {guidance_scale}, "
+            f"{seconds:.2f} s per sample; {captions} held-out captions, {features_name()}. 2D: ring of eight Gaussians, "
+            f"{points} points, {seeds} seeds; calls to come within twice the floor: {first}.")
     return {"name": "diffusion", "rows": rows + table, "bars": bars, "note": note}

@@ -1,8 +1,8 @@
 """Fitting Gaussians to real held-out objects: gsgen bench fitting [--json].
 
-For every test object that ships with a mesh: 24 training and 8 held-out views at 128², rendered from the mesh (4x4 rays a pixel); fit with the
-default settings; PSNR of the held-out views on white (mean over views of per-view PSNR), whole image and foreground box,
-alpha IoU, and seconds of the fit alone. Every object is reported.
+For every test object that ships with a mesh: 24 training and 8 held-out views at 128², rendered from the mesh (4x4 rays
+a pixel); fit with the default settings; PSNR of the held-out views on white (mean over views of per-view PSNR), whole
+image and foreground box, alpha IoU, and seconds of the fit alone. Every object is reported.
 """
 
 import sys
@@ -59,7 +59,8 @@ def main(split: str = "test", objects: int = 0, seed: int = 0, steps: int = FitC
     _, low, high = bootstrap_ci(scores, generator=np.random.default_rng(0))
     rows.append({"object": f"mean of {len(scores)} (95 % interval {low:.1f} to {high:.1f})", "PSNR": round(mean, 2)})
     slowest = max(r["seconds"] for r in rows[:-1])
-    bars = [{"id": f"mean held-out PSNR, dB, {len(scores)} {split} objects", "value": round(mean, 2), "bar": 30, "ok": mean >= 30},
+    bars = [{"id": f"mean held-out PSNR, dB, {len(scores)} {split} objects", "value": round(mean, 2), "bar": 30,
+             "ok": mean >= 30},
             {"id": "objects", "value": len(scores), "bar": 10, "ok": len(scores) >= 10},
             {"id": "slowest fit, s", "value": slowest, "bar": 60, "ok": slowest <= 60}]
     note = ("PSNR: mean over the 8 held-out views of per-view PSNR on white; box: within the object's bounding box; alpha IoU: "

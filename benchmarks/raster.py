@@ -79,7 +79,7 @@ def pairs_needed(g: Gaussians, cams: Cameras) -> int:
     ys, xs = np.mgrid[0:H, 0:W] + 0.5
     T, count = np.ones((H, W)), 0
     mean, conic, opacity, radii = (x[0, order].numpy().astype(float) for x in (p.means2d, p.conics, p.opacities, p.radii))
-    for (u, v), (A, B, C), o, (rx, ry) in zip(mean, conic, opacity, radii):
+    for (u, v), (A, B, C), o, (rx, ry) in zip(mean, conic, opacity, radii, strict=True):
         if rx == 0:
             continue
         x0, x1, y0, y1 = max(int(u - rx), 0), min(int(u + rx) + 1, W), max(int(v - ry), 0), min(int(v + ry) + 1, H)

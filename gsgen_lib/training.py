@@ -124,8 +124,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     draw_batch(generator) -> anything; its tensors are moved to the device;
     sheet(model) -> (H, W, 3) picture in [0, 1], saved as samples_STEP.png beside each checkpoint, drawn with the
     averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU.
-    Writes checkpoint.pt and log.jsonl (which `viz.training_curves` draws). Raises ValueError for a checkpoint of another configuration or network, and
-    FloatingPointError when the loss is not finite.
+    Writes checkpoint.pt and log.jsonl (which `viz.training_curves` draws). Raises ValueError for a checkpoint of
+    another configuration or network, and FloatingPointError when the loss is not finite.
 
     >>> import tempfile
     >>> line = nn.Linear(1, 1)

@@ -35,8 +35,8 @@ from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
 
-__all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept", "on_background", "prompt_of", "random_backgrounds",
-           "real_views", "toy_views", "view_word"]
+__all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept",
+           "on_background", "prompt_of", "random_backgrounds", "real_views", "toy_views", "view_word"]
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 OVERHEAD, QUARTER = 60.0, 45.0  # degrees

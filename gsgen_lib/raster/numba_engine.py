@@ -77,7 +77,8 @@ def _forward(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     radii = np.empty((B, V, N, 2), np.int32)
     run_parallel(npj.project_forward, [
         (a, b, means, quats, scales, opacities, colors, viewmats, Ks, float(width), float(height), float(near), float(far),
-         float(eps2d), float(radius_clip), ALPHA_MIN, MAX_EXTENT, antialiased, attr, radii) for a, b in chunks(B * N, CHUNKS, LEAST_GAUSSIANS)])
+         float(eps2d), float(radius_clip), ALPHA_MIN, MAX_EXTENT, antialiased, attr, radii)
+        for a, b in chunks(B * N, CHUNKS, LEAST_GAUSSIANS)])
     attr, radii = attr.reshape(M, N, npj.ATTR), radii.reshape(M, N, 2)
 
     # Depth order of each image, then room for its (Gaussian, tile) entries: an upper bound from the bounding boxes.

@@ -19,7 +19,6 @@ With cov = [[a, b], [b, c]] the exponent is stored as a sum of squares, which ke
 
 import math
 
-import numpy as np
 
 from gsgen_lib.raster.numba_setup import jit
 
@@ -152,11 +151,20 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
             S0, Sx, Sy, Sxx, Sxy, Syy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             vr, vg, vb, vz = 0.0, 0.0, 0.0, 0.0
             for k in range(first[b, v, n], first[b, v, n] + count[b, v, n]):
-                S0 += grads[k, 0]; Sx += grads[k, 1]; Sy += grads[k, 2]
-                Sxx += grads[k, 3]; Sxy += grads[k, 4]; Syy += grads[k, 5]
-                vr += grads[k, 6]; vg += grads[k, 7]; vb += grads[k, 8]; vz += grads[k, 9]
+                S0 += grads[k, 0]
+                Sx += grads[k, 1]
+                Sy += grads[k, 2]
+                Sxx += grads[k, 3]
+                Sxy += grads[k, 4]
+                Syy += grads[k, 5]
+                vr += grads[k, 6]
+                vg += grads[k, 7]
+                vb += grads[k, 8]
+                vz += grads[k, 9]
             cv = min(v, color_views - 1)
-            v_colors[b, cv, n, 0] += vr; v_colors[b, cv, n, 1] += vg; v_colors[b, cv, n, 2] += vb
+            v_colors[b, cv, n, 0] += vr
+            v_colors[b, cv, n, 1] += vg
+            v_colors[b, cv, n, 2] += vb
             # repeat the forward projection
             P = camera(viewmats, Ks, b, v)
             x = P[0] * m0 + P[1] * m1 + P[2] * m2 + P[3]
@@ -230,9 +238,15 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
 
         # Sigma = M M^T with M = R diag(s): v_M = 2 v_Sigma M; column j of v_R is 2 s_j^2 v_Sigma R_j
         s0, s1, s2 = float(scales[b, n, 0]), float(scales[b, n, 1]), float(scales[b, n, 2])
-        d00, d10, d20 = gxx * r[0] + gxy * r[3] + gxz * r[6], gxy * r[0] + gyy * r[3] + gyz * r[6], gxz * r[0] + gyz * r[3] + gzz * r[6]
-        d01, d11, d21 = gxx * r[1] + gxy * r[4] + gxz * r[7], gxy * r[1] + gyy * r[4] + gyz * r[7], gxz * r[1] + gyz * r[4] + gzz * r[7]
-        d02, d12, d22 = gxx * r[2] + gxy * r[5] + gxz * r[8], gxy * r[2] + gyy * r[5] + gyz * r[8], gxz * r[2] + gyz * r[5] + gzz * r[8]
+        d00 = gxx * r[0] + gxy * r[3] + gxz * r[6]
+        d10 = gxy * r[0] + gyy * r[3] + gyz * r[6]
+        d20 = gxz * r[0] + gyz * r[3] + gzz * r[6]
+        d01 = gxx * r[1] + gxy * r[4] + gxz * r[7]
+        d11 = gxy * r[1] + gyy * r[4] + gyz * r[7]
+        d21 = gxz * r[1] + gyz * r[4] + gzz * r[7]
+        d02 = gxx * r[2] + gxy * r[5] + gxz * r[8]
+        d12 = gxy * r[2] + gyy * r[5] + gyz * r[8]
+        d22 = gxz * r[2] + gyz * r[5] + gzz * r[8]
         v_scales[b, n, 0] = 2 * s0 * (r[0] * d00 + r[3] * d10 + r[6] * d20)
         v_scales[b, n, 1] = 2 * s1 * (r[1] * d01 + r[4] * d11 + r[7] * d21)
         v_scales[b, n, 2] = 2 * s2 * (r[2] * d02 + r[5] * d12 + r[8] * d22)

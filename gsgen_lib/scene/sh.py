@@ -110,8 +110,8 @@ def rotate_sh(coeffs: Tensor, rotation: Tensor) -> Tensor:
     R = rotation.detach().to("cpu", torch.float64)
     here, there = sh_basis(dirs, degree), sh_basis(dirs @ R, degree)  # rows: d and R^T d
     out = []
-    for l in range(degree + 1):
-        band = slice(l * l, (l + 1) ** 2)
+    for degree_l in range(degree + 1):
+        band = slice(degree_l**2, (degree_l + 1) ** 2)
         D = torch.linalg.lstsq(here[:, band], there[:, band]).solution.to(coeffs)  # (2l+1, 2l+1)
         out.append(torch.einsum("ij,...jc->...ic", D, coeffs[..., band, :]))
     return torch.cat(out, -2)

@@ -4,8 +4,8 @@ Problem. Given V images I_v with known cameras, find the scene whose renders equ
 
     min over theta of   mean_v  (1 - lambda) |R_v - I_v| + lambda (1 - SSIM(R_v, I_v)),      lambda = 0.2
 
-R_v = rasterize(scene(theta), camera_v); |.| is the mean absolute difference over pixels and channels. theta are raw parameters behind the activated scene, each with a learning rate
-of its own:
+R_v = rasterize(scene(theta), camera_v); |.| is the mean absolute difference over pixels and channels. theta are raw
+parameters behind the activated scene, each with a learning rate of its own:
 
     means     as they are, rate decays exponentially      opacities = sigmoid(logit)
     scales    = exp(log-scale)                             colors    = as they are (plain RGB)
@@ -195,7 +195,6 @@ def densify_and_prune(raw: dict[str, Tensor], adam: torch.optim.Adam, pull: Tens
     stay keep their Adam moments, new ones start at zero.
     """
     with torch.no_grad():
-        N = len(pull)
         alive = torch.sigmoid(raw["opacities"]) > c.prune_opacity
         room = max(0, c.max_gaussians - int(alive.sum()))
         threshold = torch.quantile(pull, c.densify_quantile)

@@ -135,8 +135,10 @@ def contrastive_loss(images: Tensor, texts: Tensor, prompts: list[str], log_scal
     """The symmetric cross entropy of the header; images, texts (B, E) unit vectors of B pictures and their prompts.
 
     >>> eye = torch.eye(2)
-    >>> contrastive_loss(eye, eye, ["a", "b"], torch.tensor(5.0)) < 1e-6, contrastive_loss(eye, eye, ["a", "a"], torch.tensor(0.0))
-    (tensor(True), tensor(0.8133))
+    >>> bool(contrastive_loss(eye, eye, ["a", "b"], torch.tensor(5.0)) < 1e-6)
+    True
+    >>> contrastive_loss(eye, eye, ["a", "a"], torch.tensor(0.0))
+    tensor(0.8133)
     """
     scores = log_scale.clamp(max=math.log(100.0)).exp() * images @ texts.T  # (B, B)
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}

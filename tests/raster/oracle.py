@@ -15,7 +15,6 @@ def render_one(means, quats, scales, opacities, rgb, viewmat, K, W, H, backgroun
     margin: how close (relatively) any decision in this pixel came to tipping over: where it is tiny, engines in
     float32 may rightly decide otherwise, and the image jumps by up to 1/255.
     """
-    N = len(means)
     w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
     Rq = torch.stack([torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
                       torch.stack([2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x)], -1),

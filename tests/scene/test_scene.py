@@ -43,7 +43,7 @@ def test_sh_basis_equals_scipy_real_harmonics():
     d = torch.nn.functional.normalize(torch.randn(50, 3, generator=gen(), dtype=torch.float64), dim=-1).numpy()
     theta, phi = np.arccos(d[:, 2]), np.arctan2(d[:, 1], d[:, 0])
     want = []
-    for l in range(4):
+    for l in range(4):  # noqa: E741
         for m in range(-l, l + 1):
             Y = sph_harm_y(l, abs(m), theta, phi)  # includes the Condon-Shortley phase, as 3DGS does for odd m
             want.append(Y.real if m == 0 else math.sqrt(2) * (Y.real if m > 0 else Y.imag))
