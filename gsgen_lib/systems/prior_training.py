@@ -22,14 +22,13 @@ Taught in notebook 02.
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import (
@@ -47,7 +46,16 @@ from gsgen_lib.data.captioned_views import (
 )
 from gsgen_lib.diffusion import q_sample
 from gsgen_lib.perceptual import lpips
-from gsgen_lib.systems.prior import Prior, set_prompts, views_together
+from gsgen_lib.systems.prior import Prior, set_prompts
+from gsgen_lib.systems.prior_networks import (
+    LENGTH,
+    TextAndUNet,
+    as_pipeline,
+    make_autoencoder,
+    make_scheduler,
+    make_text_encoder,
+    make_unet,
+)
 from gsgen_lib.systems.prompt_scorer import make_tokenizer, tokenize
 from gsgen_lib.training import TrainConfig, seeded, train
 
@@ -62,77 +70,6 @@ PRESETS = {
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
 SETS, DROP, COPIES = 0.3, 0.1, 3
-WIDTH, LENGTH = 96, 24  # of text features: channels, tokens
-
-
-# ---- networks ------------------------------------------------------------------------------------------------------
-
-
-def make_autoencoder(channels: tuple[int, ...] = (32, 48, 64), latent: int = 4):
-    """An AutoencoderKL that halves the picture once less than it has channels; weights from torch's generator.
-
-    >>> make_autoencoder((16, 16, 16)).encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.shape
-    torch.Size([1, 4, 16, 16])
-    """
-    from diffusers import AutoencoderKL
-
-    n = len(channels)
-    return AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n,
-                         block_out_channels=channels, layers_per_block=1, latent_channels=latent, norm_num_groups=16,
-                         sample_size=64, mid_block_add_attention=False)
-
-
-def make_unet(channels: tuple[int, ...] = (64, 96), size: int = 16, latent: int = 4, attention: int | None = None):
-    """A UNet2DConditionModel for latents (B, latent, size, size); attention: at how many of the coarsest levels.
-
-    >>> unet = make_unet((16, 32))
-    >>> unet(torch.zeros(2, 4, 16, 16), 5, torch.zeros(2, 24, 96)).sample.shape
-    torch.Size([2, 4, 16, 16])
-    """
-    from diffusers import UNet2DConditionModel
-
-    n = len(channels)
-    with_text = [n - i <= (attention or n) for i in range(n)]
-    return UNet2DConditionModel(
-        sample_size=size, in_channels=latent, out_channels=latent, block_out_channels=channels, layers_per_block=1,
-        down_block_types=tuple("CrossAttnDownBlock2D" if w else "DownBlock2D" for w in with_text),
-        up_block_types=tuple("CrossAttnUpBlock2D" if w else "UpBlock2D" for w in reversed(with_text)),
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16)  # diffusers: 4 is the number of heads
-
-
-def make_text_encoder(vocabulary: int):
-    """A two-layer CLIPTextModel for prompts of 24 tokens.
-
-    >>> make_text_encoder(300)(torch.ones(2, 24, dtype=torch.long))[0].shape
-    torch.Size([2, 24, 96])
-    """
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    end = vocabulary - 1
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=LENGTH, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end))
-
-
-def make_scheduler():
-    """Scaled-linear betas shifted to zero terminal SNR, v-prediction, trailing steps."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                         set_alpha_to_one=True, prediction_type="v_prediction", rescale_betas_zero_snr=True,
-                         timestep_spacing="trailing", steps_offset=1)
-
-
-class TextAndUNet(nn.Module):
-    """What stage 2 trains: tokens -> features -> prediction."""
-
-    def __init__(self, unet, text_encoder):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor, views: int = 1) -> Tensor:
-        with views_together(self.unet, views):
-            return self.unet(x_t, t, encoder_hidden_states=self.text_encoder(tokens)[0]).sample
 
 
 # ---- stage 1 -------------------------------------------------------------------------------------------------------
@@ -209,18 +146,10 @@ def encode_views(vae, views: CaptionedViews, copies: int, seed: int) -> Tensor:
 # ---- stage 2 -------------------------------------------------------------------------------------------------------
 
 
-def train_diffusion(views: CaptionedViews, latents: Tensor, vae, folder: Path, channels, steps: int, batch: int, seed: int,
-                    minutes, device):
-    """Stage 2; returns the finished diffusers pipeline and the training result."""
-    from diffusers import StableDiffusionPipeline
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    tokenizer = make_tokenizer([views.prompt(i, s) for i in range(len(views)) for s in (False, True)], length=LENGTH)
-    size = latents.shape[-1]
-    model = seeded(lambda: TextAndUNet(make_unet(tuple(channels), size, latents.shape[2]),
-                                       make_text_encoder(len(tokenizer))), seed)
-    scheduler = make_scheduler()
-    alphas_cumprod = scheduler.alphas_cumprod.float()
+def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, tokenizer, folder: Path, steps: int, batch: int,
+                    seed: int, minutes=None, device=None, sheet=None):
+    """Stage 2: train `model` in place on latents (M, copies, C, h, w) of the views; returns the training's result."""
+    alphas_cumprod = make_scheduler().alphas_cumprod.float()
     tokens_of: dict[str, Tensor] = {}
 
     def draw_batch(generator):
@@ -247,26 +176,31 @@ def train_diffusion(views: CaptionedViews, latents: Tensor, vae, folder: Path, c
         prediction = network(q_sample(z, eps, abar), t.to(z.device), tokens, count)
         return F.mse_loss(prediction.float(), signal * eps - noise * z)
 
-    def as_pipeline(network):
-        return StableDiffusionPipeline(vae=vae, text_encoder=network.text_encoder, tokenizer=tokenizer, unet=network.unet,
-                                       scheduler=scheduler, safety_checker=None, feature_extractor=None,
-                                       requires_safety_checker=False)
+    config = TrainConfig(steps=steps, lr=1e-3, warmup=min(500, steps // 4), weight_decay=0.01, ema_decay=0.9995,
+                         checkpoint_every=500, seed=seed)
+    return train(model, loss_fn, draw_batch, config, folder, sheet, minutes, device)
 
-    def sheet(network):
-        vae.to(next(network.parameters()).device)
-        prior = Prior(as_pipeline(network), "in training")
-        captions = list(dict.fromkeys(views.captions))[:: max(1, len(set(views.captions)) // 6)][:6]
-        singles = [f"{c}, {w}" for c in captions for w in VIEW_WORDS]
-        four = [p for c in captions for p in set_prompts(c)]
+
+def prompt_tokenizer(views: CaptionedViews):
+    """A tokenizer that learned the prompts of the views, with and without sides."""
+    return make_tokenizer([views.prompt(i, s) for i in range(len(views)) for s in (False, True)], length=LENGTH)
+
+
+def sample_sheet(views: CaptionedViews, vae, tokenizer):
+    """A function model -> picture: six captions, each from four sides alone (left) and as a set (right)."""
+    captions = list(dict.fromkeys(views.captions))
+    captions = captions[:: max(1, len(captions) // 6)][:6]
+    singles = [f"{c}, {w}" for c in captions for w in VIEW_WORDS]
+    four = [p for c in captions for p in set_prompts(c)]
+
+    def sheet(model):
+        prior = Prior(as_pipeline(model, vae.to(next(model.parameters()).device), tokenizer), "in training")
         pictures = [prior.sample(singles, 20, generator=torch.Generator().manual_seed(0)),
                     prior.sample(four, 20, views=4, generator=torch.Generator().manual_seed(0))]
-        network.requires_grad_(True)  # Prior froze it
+        model.requires_grad_(True)  # Prior froze it
         return torch.cat([grid(p.cpu(), 4) for p in pictures], 1)
 
-    config = TrainConfig(steps=steps, lr=1e-3, warmup=500, weight_decay=0.01, ema_decay=0.9995, checkpoint_every=500,
-                         seed=seed)
-    result = train(model, loss_fn, draw_batch, config, folder, sheet, minutes, device)
-    return as_pipeline(model), result
+    return sheet
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -291,8 +225,12 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
         print(f"autoencoder: step {first.step} of {p['vae_steps']}; call again to go on")
         return {}
     latents = kept_latents(out / "latents.safetensors", vae, views, seed)
-    pipeline, second = train_diffusion(views, latents, vae, out / "diffusion", p["channels"], steps or p["steps"], p["batch"],
-                                       seed, minutes, device)
+    tokenizer = prompt_tokenizer(views)
+    model = seeded(lambda: TextAndUNet(make_unet(tuple(p["channels"]), latents.shape[-1], latents.shape[2]),
+                                       make_text_encoder(len(tokenizer))), seed)
+    second = train_diffusion(views, latents, model, tokenizer, out / "diffusion", steps or p["steps"], p["batch"], seed,
+                             minutes, device, sample_sheet(views, vae, tokenizer))
+    pipeline = as_pipeline(model, vae, tokenizer)
     hours = round((first.seconds + second.seconds) / 3600, 2)
     facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}", "seed": seed, "hours": hours,
              "steps": {"autoencoder": first.step, "diffusion": second.step},

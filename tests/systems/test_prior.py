@@ -7,7 +7,8 @@ import torch
 
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
-from gsgen_lib.systems.prior_training import autoencoder_loss, grid, make_autoencoder, make_unet
+from gsgen_lib.systems.prior_networks import make_autoencoder, make_unet
+from gsgen_lib.systems.prior_training import autoencoder_loss, grid
 from gsgen_lib.training import seeded
 
 
