@@ -212,14 +212,24 @@ def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, poin
 
 
 def _make_ids(files: list[Path], folder: Path) -> list[str]:
-    """A readable, unique id per file: its name, with the path in front where names repeat."""
+    """A readable, unique id per file: its name; where names repeat, with the path in front, then with the suffix,
+    and where no ASCII letter tells files apart, with a digest of the path (which stays the same in every run).
+
+    >>> here = Path("meshes")
+    >>> _make_ids([here / "mug.obj", here / "a/pot.obj", here / "b/pot.obj"], here)
+    ['mug', 'a_pot', 'b_pot']
+    """
     def slug(text):
         return "_".join("".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()) or "mesh"
 
     names = [f.relative_to(folder) for f in files]
+    digests = [hashlib.sha256(n.as_posix().encode("utf-8", "surrogateescape")).hexdigest() for n in names]
     ids = [slug(n.stem) for n in names]
-    ids = [slug(n.with_suffix("").as_posix()) if ids.count(i) > 1 else i for i, n in zip(ids, names, strict=True)]
-    return [slug(n.as_posix()) if ids.count(i) > 1 else i for i, n in zip(ids, names, strict=True)]
+    for longer in (lambda n, _: slug(n.with_suffix("").as_posix()), lambda n, _: slug(n.as_posix()),
+                   lambda n, digest: f"{slug(n.stem)}_{digest[:8]}", lambda n, digest: f"{slug(n.stem)}_{digest}"):
+        ids = [longer(n, d) if ids.count(i) > 1 else i for i, n, d in zip(ids, names, digests, strict=True)]
+    assert len(set(ids)) == len(ids), "two files share an id, one would overwrite the other"
+    return ids
 
 
 def _readable(stem: str) -> str:
