@@ -40,9 +40,9 @@ INPUTS = ("random", "orthogonal", "front")
 class Batch:
     """B objects with V = m + k views each, the m inputs first.
 
-    images (B, V, H, W, 3) in [0, 1] on `background` (B, 3), or (B, V, H, W, 4) with straight alpha if
-    background is None; alphas (B, V, H, W, 1); cameras with batch (B,); points (B, P, 9): position,
-    normal, colour; captions, ids: lists of B strings; indices (B,) into the set, views (B, V) of the object.
+    images (B, V, H, W, 3) in [0, 1] on `background` (B, 1, 3), one colour for all views of an object as
+    `rasterize` takes it, or (B, V, H, W, 4) with straight alpha if background is None; alphas (B, V, H, W, 1);
+    cameras with batch (B,); points (B, P, 9): position, normal, colour; captions, ids: lists of B strings; indices (B,) into the set, views (B, V) of the object.
     """
 
     images: Tensor
@@ -141,10 +141,10 @@ class MultiView(Dataset):
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         background = None
         if self.background == "random":
-            background = torch.rand(b, 3, generator=generator)
+            background = torch.rand(b, 1, 3, generator=generator)  # (B, 1, 3): one for all views
         elif self.background is not None:
-            background = torch.tensor(self.background).expand(b, 3).clone()
-        images = rgba if background is None else torch.lerp(background[:, None, None, None], rgb, alpha)
+            background = torch.tensor(self.background).expand(b, 1, 3).clone()
+        images = rgba if background is None else torch.lerp(background[:, :, None, None], rgb, alpha)
         every = self.set.cameras  # batch (N,)
         cameras = replace(every, viewmats=every.viewmats[index[:, None], views], Ks=every.Ks[index[:, None], views])
         meta = [self.set.meta[i] for i in index.tolist()]

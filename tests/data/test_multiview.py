@@ -12,7 +12,9 @@ from gsgen_lib.data.objects import load_object, save_object
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toy_words import combinations
 from gsgen_lib.data.view_sets import ViewSet, load_views, toy_of, toy_views
+from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.scene.gaussians import Gaussians
 
 SMALL = dict(size=16, points=32, progress=False)
 
@@ -68,12 +70,22 @@ def test_backgrounds(shapes):
     for background in ("white", "random", (0.2, 0.4, 0.6)):
         batch = draw(background)
         assert torch.equal(batch.views, rgba.views) and batch.images.shape[-1] == 3  # the draw of views is the same
-        b = batch.background[:, None, None, None]
+        b = batch.background[:, :, None, None]
         assert torch.allclose(batch.images, rgba.images[..., :3] * rgba.alphas + b * (1 - rgba.alphas))
         empty = (batch.alphas == 0).expand_as(batch.images)
         assert torch.allclose(batch.images[empty], b.expand_as(batch.images)[empty])
-    assert torch.equal(draw("white").background, torch.ones(3, 3))
+    assert torch.equal(draw("white").background, torch.ones(3, 1, 3))
     assert draw("random").background.unique(dim=0).shape[0] == 3
+
+
+def test_the_rasterizer_lays_splats_on_the_background_of_the_pictures(shapes):
+    """Three objects, three views: nothing but empty splats, so each render is the background of its object."""
+    batch = MultiView(shapes, views_in=1, views_out=2, background="random").batch([0, 1, 2], generator(3))
+    ones = torch.ones(3, 2, 3)
+    empty = Gaussians(0 * ones, torch.tensor([1.0, 0, 0, 0]).expand(3, 2, 4), 0.01 * ones, torch.zeros(3, 2), ones)
+    rendered = rasterize(empty, batch.cameras, batch.background).rgb
+    outside = (batch.alphas == 0).expand_as(rendered)
+    assert outside[:, :, 0].all() and torch.allclose(rendered[outside], batch.images[outside])
 
 
 def test_ranges_and_overlap(shapes):
