@@ -42,7 +42,8 @@ class Batch:
 
     images (B, V, H, W, 3) in [0, 1] on `background` (B, 1, 3), one colour for all views of an object as
     `rasterize` takes it, or (B, V, H, W, 4) with straight alpha if background is None; alphas (B, V, H, W, 1);
-    cameras with batch (B,); points (B, P, 9): position, normal, colour; captions, ids: lists of B strings; indices (B,) into the set, views (B, V) of the object.
+    cameras with batch (B,); points (B, P, 9): position, normal, colour; captions, ids: lists of B
+    strings; indices (B,) into the set, views (B, V) of the object.
     """
 
     images: Tensor
