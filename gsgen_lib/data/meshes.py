@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gsgen_lib.data.bits import to_8_bits
 from gsgen_lib.data.glb import linear_to_srgb, save_glb
 from gsgen_lib.data.polygons import triangulate_polygons
 
@@ -222,7 +223,7 @@ def _make_resolver(path: Path):
                 here = Path(self.parent)
                 if not (here / wanted).is_file():  # wrong case, or a path of the author's computer
                     folder = (here / wanted).parent if (here / wanted).parent.is_dir() else here
-                    match = [f for f in folder.iterdir() if f.name.lower() == Path(wanted).name.lower()]
+                    match = [f for f in folder.iterdir() if f.name.lower() == Path(wanted).name.lower() and f.is_file()]
                     wanted = match[0].relative_to(here).as_posix()
                 data = super().get(wanted)
                 if wanted.lower().endswith(_IMAGE_SUFFIXES):
@@ -282,7 +283,7 @@ def _read_material(material) -> Material:
         if opacity is None and "tr" in material.kwargs:
             opacity = 1.0 - float(material.kwargs["tr"][-1])
         color[3] = np.clip(1.0 if opacity is None else float(opacity), 0.0, 1.0)
-    texture = None if image is None else np.array(image.convert("RGBA"))
+    texture = None if image is None else np.array(to_8_bits(image).convert("RGBA"))
     if mode == "OPAQUE":
         color[3] = 1.0
         if texture is not None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsgen_lib.data.bits import to_8_bits
 from gsgen_lib.scene.cameras import Cameras
 
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".JPG", ".PNG")
@@ -75,6 +76,7 @@ def read_picture(file: Path):
     try:
         with Image.open(file) as image:
             image.load()
+            image = to_8_bits(image)
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             return image.convert("RGBA" if has_alpha else "RGB")
     except Exception as error:  # Pillow raises many kinds

@@ -294,3 +294,21 @@ def test_an_opening_angle_of_half_a_turn_is_refused(tmp_path):
         (tmp_path / "transforms.json").write_text(json.dumps({**other, field: 3.5, "frames": frames}))
         with pytest.raises(ValueError, match=field):
             load_transforms(tmp_path / "transforms.json")
+
+
+def write_transforms(folder, pictures, **fields):
+    """One identity camera per picture, named p0.png, ..."""
+    frames = [{"file_path": f"p{i}.tif", "transform_matrix": np.eye(4).tolist()} for i in range(len(pictures))]
+    for i, picture in enumerate(pictures):
+        picture.save(folder / f"p{i}.tif")
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 1.0, **fields, "frames": frames}))
+    return folder
+
+
+def test_photos_of_16_bits_keep_their_brightness_and_32_bits_are_refused(tmp_path):
+    grey = np.array([[0, 30000], [45000, 65535]], np.uint16)
+    images = load_transforms(write_transforms(tmp_path, [Image.fromarray(grey)])).images
+    assert np.abs(images[0].numpy() - grey[..., None] / 65535).max() < 0.51 / 255
+    for dtype, mode in ((np.int32, "I"), (np.float32, "F")):
+        with pytest.raises(ValueError, match=f"p0.tif.*mode {mode} "):
+            load_transforms(write_transforms(tmp_path, [Image.fromarray(grey.astype(dtype))]))
