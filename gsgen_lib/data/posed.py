@@ -151,12 +151,18 @@ def load_colmap(folder: str | Path, images: str | Path | None = None, size: tupl
         w, h = read_numbers([w, h], where, 2)
         if min(fx, fy, w, h) <= 0:
             raise ValueError(f"{where}: wanted a positive focal length, width and height, got {fx, fy, w, h}")
+        if id in lenses:
+            raise ValueError(f"{where}: camera {id} is there twice")
         lenses[id] = {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": w, "h": h}
 
     views = []  # (name, quaternion and translation, camera id, where)
     # each image takes two lines; the second one, the points found in it, may be empty
     rows = read_lines(model / "images.txt", "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", skip_next=True, maxsplit=9)
-    for where, (_, *pose, camera, name) in rows:
+    known = set()
+    for where, (id, *pose, camera, name) in rows:
+        if ("image", id) in known or ("name", name) in known:
+            raise ValueError(f"{where}: image {id}, {name}, is there twice (ids and names belong to one image each)")
+        known |= {("image", id), ("name", name)}
         if camera not in lenses:
             raise ValueError(f"{where}: camera {camera} is not in cameras.txt")
         views.append((name, read_numbers(pose, where, 7), camera, where))

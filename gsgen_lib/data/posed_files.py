@@ -46,7 +46,29 @@ def read_lines(path: Path, fields: str, skip_next: bool = False, maxsplit: int =
             raise ValueError(f"{where}: wanted {fields}, got {line.strip()[:80]!r}")
         yield where, words
         if skip_next:
-            next(lines, None)
+            number, skipped = next(lines, (number + 1, ""))
+            if _is_image_header(skipped):
+                raise ValueError(f"{path}, line {number}: a second line about an image where its POINTS2D belong; each "
+                                 "image takes two lines, and the second stays, empty, where no points were found")
+
+
+def _is_image_header(line: str) -> bool:
+    """Whether a line is IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, rather than POINTS2D: triples of numbers.
+
+    >>> _is_image_header("2 1 0 0 0 0 0 2 1 b.png"), _is_image_header("1.5 2.5 -1 3.5 4.5 7"), _is_image_header("")
+    (True, False, False)
+    """
+    words = line.split(maxsplit=9)
+    if len(words) < 10 or line.lstrip().startswith("#"):
+        return False
+    try:
+        [float(w) for w in words[:9]]
+    except ValueError:
+        return False
+    try:  # POINTS2D hold nothing but numbers, three by three
+        return len([float(w) for w in line.split()]) % 3 > 0
+    except ValueError:
+        return True
 
 
 def read_numbers(words, where: str, n: int) -> list[float]:
@@ -87,6 +109,9 @@ def read_intrinsics(fields: dict, actual: tuple[int, int], where: str) -> np.nda
     """K (3, 3) for a photo of `actual` = (width, height) pixels from the fields of a transforms.json."""
     model = fields.get("camera_model", "PINHOLE")
     bent = [k for k in DISTORTION if fields.get(k)]
+    listed = fields.get("distortion_params")  # nerfstudio's other way to write them
+    if listed and any(listed if isinstance(listed, list) else [listed]):
+        bent.append("distortion_params")
     if model not in ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "PERSPECTIVE") or bent or fields.get("is_fisheye"):
         raise ValueError(f"{where}: camera model {model}{' with ' + ', '.join(bent) if bent else ''} is not supported, "
                          "only pinholes without distortion are: undistort the photos first")

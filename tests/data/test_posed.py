@@ -199,6 +199,7 @@ def edit(frames=None, drop=None, **fields):
     (edit(drop="file_path"), r"frames\[1\].*file_path"),
     (edit(camera_model="OPENCV_FISHEYE"), "OPENCV_FISHEYE"),
     (edit(camera_model="OPENCV", k1=0.1), "OPENCV with k1"),
+    (edit(camera_model="OPENCV", distortion_params=[0.0, 0.1, 0, 0]), "OPENCV with distortion_params"),
     (edit(frames={"k2": 0.1}), r"frames\[1\].*k2"),
 ])
 def test_transforms_errors_name_frame_and_field(tmp_path, scene, change, words):
@@ -215,7 +216,8 @@ def test_transforms_errors_name_frame_and_field(tmp_path, scene, change, words):
 def test_transforms_without_distortion_by_another_name_is_fine(tmp_path, scene):
     _, cameras, rgba = scene
     file = save_transforms(tmp_path, rgba, cameras)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"camera_model": "OPENCV", "k1": 0.0, "p2": 0}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"camera_model": "OPENCV", "k1": 0.0, "p2": 0,
+                                                                  "distortion_params": [0.0, 0, 0, 0]}))
     assert len(load_transforms(tmp_path).cameras) == 5
 
 
@@ -252,6 +254,10 @@ def test_files_that_are_missing_or_no_such_thing(tmp_path, scene):
     ("cameras.txt", 1, "1 PINHOLE 40", "cameras.txt, line 2: wanted CAMERA_ID"),
     ("cameras.txt", 1, "1 PINHOLE 40 30 nan 50 20 15", "cameras.txt, line 2"),
     ("cameras.txt", 1, "1 PINHOLE 40 30 -50 50 20 15", "cameras.txt, line 2: wanted a positive focal"),
+    ("cameras.txt", 2, "1 PINHOLE 40 30 50 50 20 15", "cameras.txt, line 3: camera 1 is there twice"),
+    ("images.txt", 3, "1 1 0 0 0 0 0 2 2 0001.png", "images.txt, line 4: image 1,.*twice"),
+    ("images.txt", 3, "2 1 0 0 0 0 0 2 2 0000.png", "images.txt, line 4: image 2, 0000.png, is there twice"),
+    ("images.txt", 2, "9 1 0 0 0 0 0 2 2 a name.png", "images.txt, line 3: a second line about an image"),
     ("images.txt", 3, "2 1 0 0 0 0 0 2 99 0001.png", "images.txt, line 4: camera 99"),
     ("images.txt", 3, "2 3 0 0 0 0 0 2 2 0001.png", "images.txt, line 4: wanted a unit quaternion"),
     ("images.txt", 3, "2 1 0 0 0 0 0 0001.png", "images.txt, line 4: wanted IMAGE_ID"),
@@ -267,6 +273,27 @@ def test_colmap_errors_name_file_and_line(tmp_path, scene, file, line, text, wor
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=words):
         load_colmap(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_colmap_without_its_empty_lines_is_refused_not_halved(tmp_path, scene, odd):
+    """Editors strip empty lines: then every second image would be taken for the points of the one before."""
+    _, cameras, rgba = scene
+    file = save_colmap(tmp_path, rgba, cameras) / "images.txt"
+    lines = [line for line in file.read_text().splitlines() if line]
+    file.write_text("\n".join(lines[:-1] if odd else lines) + "\n")
+    with pytest.raises(ValueError, match="images.txt, line 3: .*POINTS2D"):
+        load_colmap(tmp_path)
+
+
+def test_points_beside_an_image_are_skipped(tmp_path, scene):
+    _, cameras, rgba = scene
+    file = save_colmap(tmp_path, rgba, cameras) / "images.txt"
+    lines = file.read_text().splitlines()
+    for i in range(2, 11, 2):  # 4 to 8 points each: as many words as a header has, and more
+        lines[i] = " ".join(f"{k + 0.5} 12.25 {-1 if k % 2 else k}" for k in range(3 + i // 2))
+    file.write_text("\n".join(lines) + "\n")
+    assert torch.allclose(load_colmap(tmp_path).cameras.viewmats, cameras.viewmats, atol=1e-5)
 
 
 @FORMATS
