@@ -240,7 +240,8 @@ def _assemble(pictures, Ks, viewmats, names, points, size, up, unit_cube, backgr
 def save_transforms(folder: str | Path, images: Tensor, cameras: Cameras, up: str = "z") -> Path:
     """Write photos (V, H, W, 3 or 4) in [0, 1] as PNG and a transforms.json; returns its path.
 
-    up: the axis of the written world that our +y becomes. Raises ValueError naming the argument.
+    up: the axis of the written world that our +y becomes. Raises ValueError (TypeError for images that
+    are no floats) naming the argument.
     """
     if up not in UP:
         raise ValueError(f"up: wanted one of {tuple(UP)}, got {up!r}")
@@ -262,12 +263,14 @@ def save_colmap(folder: str | Path, images: Tensor, cameras: Cameras, points: Te
     """Write photos (V, H, W, 3 or 4) as PNG and a COLMAP text model into folder/sparse/0; returns that folder.
 
     points (P, 6): position and colour in [0, 1]. The world is written as it is, y up. Raises ValueError
-    naming the argument.
+    (TypeError for images that are no floats) naming the argument.
     """
     from scipy.spatial.transform import Rotation
 
     if points is not None and (points.ndim != 2 or points.shape[1] != 6):
         raise ValueError(f"points: wanted (P, 6), got {tuple(points.shape)}")
+    if points is not None and not (points.isfinite().all() and (points[:, 3:] == points[:, 3:].clamp(0, 1)).all()):
+        raise ValueError("points: wanted finite positions and colours in [0, 1]")
     model = Path(folder) / "sparse" / "0"
     model.mkdir(parents=True, exist_ok=True)
     lenses, poses = ["# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy"], ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"]

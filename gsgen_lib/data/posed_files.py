@@ -188,12 +188,15 @@ def as_pixels(pictures: list, Ks: list[np.ndarray], size, background, where) -> 
 
 
 def save_pictures(folder: Path, images: Tensor, cameras: Cameras) -> list[str]:
-    """Write images (V, H, W, 3 or 4) in [0, 1] to folder/images as PNG; returns their names."""
+    """Write float images (V, H, W, 3 or 4) in [0, 1] to folder/images as PNG; returns their names."""
     from PIL import Image
+
+    from gsgen_lib.metrics import check_images
 
     want = (len(cameras), cameras.height, cameras.width)
     if cameras.batch_shape or images.ndim != 4 or tuple(images.shape[:3]) != want or images.shape[3] not in (3, 4):
         raise ValueError(f"images: wanted {(*want, '3 or 4')} as the cameras say, got {tuple(images.shape)}")
+    check_images("images", images, channels=images.shape[3])
     skew = cameras.Ks[:, 0, 1].abs().max() / cameras.Ks[:, 0, 0].min()
     if skew > 1e-6:
         raise ValueError("cameras: these formats hold no skew (Ks[..., 0, 1])")

@@ -303,6 +303,12 @@ def test_wrong_arguments_are_named(tmp_path, scene, save, load):
         save(tmp_path, rgba[:3], cameras)
     with pytest.raises(ValueError, match="images"):
         save(tmp_path, rgba[..., :2], cameras)
+    with pytest.raises(TypeError, match="images.*uint8"):
+        save(tmp_path, (rgba * 255).byte(), cameras)
+    for bad in (rgba * 255, rgba - 1, rgba * math.nan):
+        with pytest.raises(ValueError, match="images.*wanted"):
+            save(tmp_path, bad, cameras)
+    assert not (tmp_path / "images").exists()
     skewed = Cameras(cameras.viewmats, cameras.Ks + torch.tensor([[0, 0.5, 0], [0, 0, 0], [0, 0, 0]]), 40, 30)
     with pytest.raises(ValueError, match="skew"):
         save(tmp_path, rgba, skewed)
