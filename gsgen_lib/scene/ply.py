@@ -15,6 +15,7 @@ Source: the file format of Kerbl et al. 2023's released code.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ def _property_names(num_bases: int) -> list[str]:
 def save_ply(gaussians: Gaussians, path: str | Path) -> Path:
     """Write one scene (no batch dimensions) as a binary little-endian 3DGS PLY. Returns the path.
 
-    Raises ValueError for a batch or for invalid values (see `Gaussians.validate`). The file appears whole or
-    not at all (written beside and renamed).
+    Raises ValueError for a batch, for invalid values (see `Gaussians.validate`) and for numbers that float32 cannot
+    hold. The file appears whole or not at all (written beside and renamed).
     """
     from plyfile import PlyData, PlyElement
 
@@ -53,6 +54,10 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> Path:
     table = np.empty(g.num, dtype=[(name, "<f4") for name in names])
     for i, name in enumerate(names):
         table[name] = columns[:, i]
+    try:
+        _decode(table, sh.shape[1])  # float32 has fewer numbers than float64: what cannot be read is not written
+    except ValueError as error:
+        raise ValueError(f"gaussians: do not fit into float32 ({error})") from error
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
@@ -78,49 +83,67 @@ def load_ply(path: str | Path, colors: str = "auto") -> Gaussians:
     >>> torch.allclose(back.colors, g.colors, atol=1e-6)
     True
     """
-    from plyfile import PlyData, PlyParseError
-
     if colors not in ("auto", "sh", "rgb"):
         raise ValueError(f"colors: got {colors!r}, wanted 'auto', 'sh' or 'rgb'")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        vertex = PlyData.read(str(path), mmap=False)["vertex"]
-    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError, EOFError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged, truncated or not a PLY file with vertices ({error})") from error
-    found = {p.name: p.val_dtype for p in vertex.properties}
+    vertices, found = _read_vertices(path)
     num_rest = sum(name.startswith("f_rest_") for name in found)
     if num_rest not in (0, 9, 24, 45):
         raise ValueError(f"{path}: got {num_rest} f_rest properties, wanted 0, 9, 24 or 45 (SH degree 0 to 3)")
-    wanted = [n for n in _property_names(1 + num_rest // 3) if n not in ("nx", "ny", "nz")]  # normals are unused
+    num_bases = 1 + num_rest // 3
+    wanted = [n for n in _property_names(num_bases) if n not in ("nx", "ny", "nz")]  # normals are unused
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(f"{path}: properties {missing} are missing; is this a 3DGS scene, or a plain mesh or cloud?")
     for name in wanted:
-        if not isinstance(found[name], str) or found[name] not in ("f4", "f8"):
+        if found[name] not in ("f4", "f8"):
             raise ValueError(f"{path}: property {name} has type {found[name]}, wanted float")
-    columns = {name: np.asarray(vertex[name], dtype=np.float64) for name in wanted}
-    for name, column in columns.items():
-        if not np.isfinite(column).all():
-            raise ValueError(f"{path}: property {name} has {int((~np.isfinite(column)).sum())} non-finite values")
-
-    def stack(names: list[str]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([columns[n] for n in names], -1).reshape(vertex.count, len(names)))
-
-    dc = stack([f"f_dc_{i}" for i in range(3)])[:, None]  # (N, 1, 3)
-    sh = dc
-    if num_rest:
-        rest = stack([f"f_rest_{i}" for i in range(num_rest)])
-        sh = torch.cat([dc, rest.reshape(vertex.count, 3, num_rest // 3).transpose(1, 2)], 1)  # (N, K, 3)
     if colors == "rgb" and num_rest:
         raise ValueError(f"{path}: has spherical harmonics of degree > 0, wanted colors='sh' or 'auto'")
-    as_rgb = colors == "rgb" or (colors == "auto" and not num_rest)
-    g = Gaussians(means=stack(["x", "y", "z"]), quats=stack([f"rot_{i}" for i in range(4)]),
-                  scales=stack([f"scale_{i}" for i in range(3)]).exp(),
-                  opacities=torch.sigmoid(torch.from_numpy(columns["opacity"])),
-                  colors=dc[:, 0] * SH_C0 + 0.5 if as_rgb else sh).to(torch.float32)
     try:
-        return g.validate()
+        g = _decode(vertices, num_bases)
     except ValueError as error:  # e.g. a scale of exp(1000), a zero quaternion
         raise ValueError(f"{path}: {error}") from error
+    as_rgb = colors == "rgb" or (colors == "auto" and not num_rest)
+    return replace(g, colors=g.colors[:, 0] * SH_C0 + 0.5) if as_rgb else g
+
+
+def _read_vertices(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """The vertex table of a PLY file as a structured array in memory, and the type of each property."""
+    from plyfile import PlyData, PlyParseError
+
+    try:
+        # Through a memory map plyfile reads a binary table in one piece (without it, number by number). The copy
+        # lets the map go when this function returns: Windows can neither replace nor delete a file that is mapped.
+        vertex = PlyData.read(str(path))["vertex"]
+        return np.array(vertex.data), {p.name: str(p.val_dtype) if not hasattr(p, "len_dtype") else "list"
+                                       for p in vertex.properties}
+    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError, EOFError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path}: damaged, truncated or not a PLY file with vertices ({error})") from error
+
+
+def _decode(table: np.ndarray, num_bases: int) -> Gaussians:
+    """Valid float32 Gaussians with colors (N, K, 3) from a structured array of raw parameters.
+
+    Raises ValueError for non-finite numbers, and for what `Gaussians.validate` refuses.
+    """
+    columns = {}
+    for name in _property_names(num_bases):
+        if name in ("nx", "ny", "nz"):
+            continue
+        columns[name] = np.asarray(table[name], dtype=np.float64)
+        if bad := int((~np.isfinite(columns[name])).sum()):
+            raise ValueError(f"property {name} has {bad} non-finite values")
+
+    def stack(names: list[str]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([columns[n] for n in names], -1).reshape(len(table), len(names)))
+
+    sh = stack([f"f_dc_{i}" for i in range(3)])[:, None]  # (N, 1, 3)
+    if num_bases > 1:
+        rest = stack([f"f_rest_{i}" for i in range(3 * (num_bases - 1))])
+        sh = torch.cat([sh, rest.reshape(len(table), 3, num_bases - 1).transpose(1, 2)], 1)  # (N, K, 3)
+    return Gaussians(means=stack(["x", "y", "z"]), quats=stack([f"rot_{i}" for i in range(4)]),
+                     scales=stack([f"scale_{i}" for i in range(3)]).exp(),
+                     opacities=torch.sigmoid(torch.from_numpy(columns["opacity"])), colors=sh).to(torch.float32).validate()

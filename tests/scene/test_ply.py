@@ -1,5 +1,9 @@
 """PLY: exact round trip, the layout of the original code, and refusal of damaged files."""
 
+import gc
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +113,68 @@ def test_invalid_scenes_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="batch"):
         save_ply(Gaussians.stack([scene(), scene()]), tmp_path / "s.ply")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [dict(text=True), dict(text=False, byte_order=">"), dict(text=False, byte_order="<")])
+def test_ascii_and_both_byte_orders_give_the_same_scene(tmp_path, how):
+    g = scene(1)
+    v = PlyData.read(str(save_ply(g, tmp_path / "s.ply")), mmap=False)["vertex"].data
+    PlyData([PlyElement.describe(v, "vertex")], **how).write(str(tmp_path / "other.ply"))
+    want, got = load_ply(tmp_path / "s.ply"), load_ply(tmp_path / "other.ply")
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=1e-6, rtol=1e-6)
+
+
+def test_binary_files_are_not_read_number_by_number(tmp_path, monkeypatch):
+    """plyfile's slow path takes half a minute for a large scene; big files must go past it."""
+    path = save_ply(scene(3), tmp_path / "s.ply")
+    monkeypatch.setattr(PlyElement, "_read_bin", lambda *a: pytest.fail("read number by number"))
+    assert load_ply(path).num == 50
+
+
+def test_the_file_is_let_go(tmp_path):
+    path = save_ply(scene(), tmp_path / "s.ply")
+    gc.disable()  # freed by the end of the function, not by luck
+    try:
+        kept = load_ply(path)
+        if sys.platform == "linux":
+            mapped = Path("/proc/self/maps").read_text()
+            assert str(path) not in mapped
+    finally:
+        gc.enable()
+    path.unlink()
+    kept.validate()
+
+
+def test_a_list_among_the_properties_is_refused_by_name(tmp_path):
+    path = save_ply(scene(n=2), tmp_path / "s.ply")
+    table = PlyData.read(str(path), mmap=False)["vertex"].data
+    lists = np.empty(2, dtype=[(n, "O" if n == "opacity" else t) for n, t in table.dtype.descr])
+    for name in table.dtype.names:
+        lists[name] = [np.array([x], "f4") for x in table[name]] if name == "opacity" else table[name]
+    PlyData([PlyElement.describe(lists, "vertex", val_types={"opacity": "f4"})]).write(str(path))
+    with pytest.raises(ValueError, match="opacity has type list"):
+        load_ply(path)
+
+
+@pytest.mark.parametrize("field,value", [("means", 1e300), ("quats", 1e-42), ("colors", 3e38), ("scales", 1e39)])
+def test_what_float32_cannot_hold_is_not_written(tmp_path, field, value):
+    g = scene().to(torch.float64)
+    getattr(g, field)[4] = value
+    g.validate()
+    with pytest.raises(ValueError, match="gaussians: do not fit into float32"):
+        save_ply(g, tmp_path / "s.ply")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_normals_are_zero_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    v = PlyData.read(str(save_ply(scene(), tmp_path / "s.ply")), mmap=False)["vertex"]
+    assert all((v[name] == 0).all() for name in ("nx", "ny", "nz"))
+
+    def refuse(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        save_ply(scene(), tmp_path / "other.ply")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.ply"]
