@@ -36,6 +36,9 @@ from gsgen_lib.scene.cameras import Cameras
 INDEX = "objects.json"
 SPLITS = ("train", "val", "test")
 SHEET_COLUMNS = 6
+WEBP_LIMIT = 16383  # pixels a side
+FIELDS = {"name": str, "category": str, "caption": str, "split": str, "size": int, "radius": (int, float),
+          "fov": (int, float), "elevation": list, "azimuth": list}  # what an entry must hold, beside id and files
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,13 @@ def save_object(root: str | Path, meta: dict, images, points, normals, colors, g
     from PIL import Image
 
     root, id = Path(root), meta["id"]
-    for key in ("name", "category", "caption", "split", "size", "radius", "fov", "elevation", "azimuth"):
+    for key in FIELDS:
         if key not in meta:
             raise ValueError(f"meta: {key!r} is missing")
     if not id or any(not (c.islower() or c.isdigit() or c in "_-") for c in id):
         raise ValueError(f"meta['id']: wanted lower-case letters, digits, _ and -, got {id!r}")
     images, size = np.array(images), meta["size"]
+    check_sheet(size, len(meta["azimuth"]))
     if images.shape != (len(meta["azimuth"]), size, size, 4) or images.dtype != np.uint8:
         raise ValueError(f"images: wanted ({len(meta['azimuth'])}, {size}, {size}, 4) uint8, "
                          f"got {images.shape} {images.dtype}")
@@ -192,6 +196,20 @@ def save_object(root: str | Path, meta: dict, images, points, normals, colors, g
     entries[id] = entry
     write_index(root, entries.values())
     return entry
+
+
+def check_sheet(size: int, views: int) -> None:
+    """Raises ValueError if `views` pictures of `size` pixels make a sheet too large for WebP.
+
+    >>> check_sheet(4096, 24)
+    Traceback (most recent call last):
+    ValueError: size, views: 24 views of 4096 pixels make a sheet of 24576 x 16384, WebP holds 16383 a side
+    """
+    columns = max(1, min(SHEET_COLUMNS, views))
+    width, height = columns * size, -(-views // columns) * size
+    if max(width, height) > WEBP_LIMIT:
+        raise ValueError(f"size, views: {views} views of {size} pixels make a sheet of {width} x {height}, "
+                         f"WebP holds {WEBP_LIMIT} a side")
 
 
 def write_index(root: str | Path, entries) -> None:
@@ -224,9 +242,25 @@ def _parse_index(file: str, mtime: int, size: int) -> dict[str, dict]:
     """Parsed once per state of the file."""
     try:
         entries = json.loads(Path(file).read_text(encoding="utf-8"))
-        return {e["id"]: e for e in entries if e["split"] and e["category"] and e["files"]}
+        for e in entries:
+            _check_entry(e)
+        return {e["id"]: e for e in entries}
     except Exception as error:
         raise DamagedFile(f"{file}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _check_entry(entry: dict) -> None:
+    """Raises KeyError or ValueError if an entry of the index lacks a field or holds something else in it."""
+    for key, kind in {"id": str, **FIELDS, "files": dict}.items():
+        if not isinstance(entry[key], kind) or not (entry[key] or key in ("name", "caption")):
+            raise ValueError(f"{entry['id']!r}: field {key!r}: got {entry[key]!r}")
+    for kind in {"views", "points", *entry["files"]}:
+        file = entry["files"][kind]
+        if not (isinstance(file["path"], str) and isinstance(file["bytes"], int) and isinstance(file["sha256"], str)):
+            raise ValueError(f"{entry['id']!r}: field 'files', {kind!r}: got {file!r}")
+    angles = entry["elevation"] + entry["azimuth"]
+    if len(entry["elevation"]) != len(entry["azimuth"]) or not all(isinstance(a, (int, float)) for a in angles):
+        raise ValueError(f"{entry['id']!r}: 'elevation' and 'azimuth': wanted one number per view")
 
 
 def _read_file(file: Path, facts: dict, check: bool) -> bytes:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from gsgen_lib.data.meshes import MESH_SUFFIXES, Mesh, load_mesh, normalise
-from gsgen_lib.data.objects import SPLITS, list_objects, load_object, object_cameras, save_object
+from gsgen_lib.data.objects import SPLITS, check_sheet, list_objects, load_object, object_cameras, save_object
 from gsgen_lib.data.raycast import LIGHT, render_mesh, sample_surface, visible_points
 
 RADIUS, FOV = 1.8, 40.0  # of the standard data camera
@@ -93,6 +93,7 @@ def make_object(mesh: Mesh, root, facts: dict, size: int = 64, views: int = 24, 
     facts: id, name, category, split and whatever else shall stand in the entry; a caption is made from
     name and colours unless given. Raises ValueError if the mesh is (nearly) invisible.
     """
+    check_sheet(size, views)
     generator = id_generator(facts["id"])
     elevation, azimuth = view_angles(views, generator)
     camera = dict(size=size, radius=RADIUS, fov=FOV, elevation=elevation, azimuth=azimuth)
@@ -158,10 +159,10 @@ def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, poin
                   split: str = "train", overwrite: bool = False) -> list[dict]:
     """Render every .obj, .glb, .gltf and .ply below a folder, in the format of the shipped objects.
 
-    What cannot be read is skipped and named with the reason; objects that are already there, undamaged and of
-    the same size, are kept, so an interrupted run goes on where it stopped. Returns the entries of
-    objects.json. Raises FileNotFoundError if there is no such folder or no mesh in it, ValueError if no mesh
-    could be read or an argument does not fit.
+    What cannot be read is skipped and named with the reason; objects that are already there, undamaged and with
+    the same size, split and numbers of views and points, are kept, so an interrupted run goes on where it
+    stopped. Returns the entries of objects.json. Raises FileNotFoundError if there is no such folder or no mesh
+    in it, ValueError if no mesh could be read or an argument does not fit (`out` must not be or hold `folder`).
 
     Args:
         folder: where the meshes are, y up, the front towards +z, with their textures.
@@ -181,7 +182,12 @@ def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, poin
         raise ValueError(f"size, views, points: wanted >= 1, got {size}, {views}, {points}")
     if split not in SPLITS:
         raise ValueError(f"split: wanted one of {SPLITS}, got {split!r}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and out not in p.parents)
+    check_sheet(size, views)
+    inside, target = folder.resolve(), out.resolve()
+    if target == inside or target in inside.parents:
+        raise ValueError(f"out: {out} is or holds the folder of the meshes, {folder}; name a folder beside or below it")
+    files = sorted(p for p in folder.rglob("*")
+                   if p.suffix.lower() in MESH_SUFFIXES and target not in (inside / p.relative_to(folder)).parents)
     if not files:
         raise FileNotFoundError(f"folder: no {', '.join(MESH_SUFFIXES)} below {folder}")
     entries, skipped = [], []
@@ -189,8 +195,10 @@ def render_folder(folder: Path, out: Path, size: int = 64, views: int = 24, poin
         for file, id in zip(files, _make_ids(files, folder), strict=True):
             bar.set_postfix_str(id)
             try:
+                if not file.is_file():  # a pipe would be waited on for ever
+                    raise ValueError("not a plain file")
                 digest = hashlib.sha256(file.read_bytes()).hexdigest()
-                entry = None if overwrite else _already_there(out, id, digest, size, views)
+                entry = None if overwrite else _already_there(out, id, digest, size, views, points, split)
                 if entry is None:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
@@ -241,11 +249,12 @@ def _readable(stem: str) -> str:
     return " ".join("".join(c if c.isalpha() else " " for c in stem.lower()).split()) or "object"
 
 
-def _already_there(out: Path, id: str, digest: str, size: int, views: int) -> dict | None:
+def _already_there(out: Path, id: str, digest: str, size: int, views: int, points: int, split: str) -> dict | None:
+    """The entry of an object that is whole and just what would be made now."""
     try:
         entry = next(e for e in list_objects(root=out) if e["id"] == id)
-        load_object(id, out)
+        stored = load_object(id, out)
     except (FileNotFoundError, ValueError, StopIteration):
         return None
-    same = entry.get("source_sha256") == digest and entry["size"] == size and len(entry["azimuth"]) == views
-    return entry if same else None
+    has = (entry.get("source_sha256"), entry["size"], len(entry["azimuth"]), len(stored.points), entry["split"])
+    return entry if has == (digest, size, views, points, split) else None

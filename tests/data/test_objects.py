@@ -1,5 +1,6 @@
 """The object format: what is stored comes back, damage is named; how objects are photographed."""
 
+import json
 import os
 from pathlib import Path
 
@@ -114,6 +115,35 @@ def test_wrong_index_or_id(stored, tmp_path):
         load_object("thing", stored)
     with pytest.raises(FileNotFoundError, match="objects.json"):
         list_objects(root=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("field", ["id", "size", "radius", "fov", "azimuth", "elevation", "name", "caption", "files"])
+@pytest.mark.parametrize("damage", ["gone", "wrong"])
+def test_an_index_that_lacks_a_field_is_called_damaged(stored, field, damage):
+    index = stored / "objects.json"
+    (entry,) = json.loads(index.read_text())
+    if damage == "gone":
+        del entry[field]
+    else:
+        entry[field] = None
+    index.write_text(json.dumps([entry]))
+    for read in (lambda: load_object("thing", stored), lambda: list_objects(root=stored)):
+        with pytest.raises(DamagedFile, match=f"objects.json: damaged.*{field}"):
+            read()
+
+
+def test_an_index_with_half_the_facts_of_a_file_is_called_damaged(stored):
+    index = stored / "objects.json"
+    for change in (lambda e: e["files"].pop("points"), lambda e: e["files"]["views"].pop("sha256"),
+                   lambda e: e["files"]["views"].update(path=3), lambda e: e["azimuth"].pop(),
+                   lambda e: e["azimuth"].__setitem__(0, "north")):
+        entry = json.loads(json.dumps(list_objects(root=stored)[0]))
+        text = index.read_text()
+        change(entry)
+        index.write_text(json.dumps([entry]))
+        with pytest.raises(DamagedFile, match="objects.json: damaged"):
+            load_object("thing", stored)
+        index.write_text(text)
 
 
 @pytest.mark.parametrize(
