@@ -15,7 +15,9 @@ Taught in notebooks 00 and 01. Source: Hartley & Zisserman 2004, chapter 6.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ class Cameras:
     """V pinhole cameras of one image size, or a batch of such sets.
 
     viewmats: (..., V, 4, 4) world to camera; Ks: (..., V, 3, 3); width, height: pixels, >= 1.
-    ValueError / TypeError name the field that is wrong.
+    ValueError / TypeError name the field that is wrong. Shapes, dtypes and devices are checked when cameras are
+    made; numbers by `validate()`, since on a GPU reading them waits for all work before.
 
     >>> cams = Cameras.orbit(8, elevation=20.0, width=64, height=64)
     >>> len(cams), cams.centers.shape, cams[2:4].viewmats.shape
@@ -53,9 +56,7 @@ class Cameras:
             raise ValueError(f"Ks: got {self.Ks.dtype} on {self.Ks.device}, wanted {self.viewmats.dtype} on "
                              f"{self.viewmats.device} like viewmats")
         for name in ("width", "height"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, wanted an int >= 1")
+            object.__setattr__(self, name, _count(name, getattr(self, name)))  # frozen: np.int64(64) becomes 64
 
     # ---- making ------------------------------------------------------------------------------------------
     @staticmethod
@@ -64,18 +65,31 @@ class Cameras:
         """Cameras at `eye` looking at `target`.
 
         eye: (..., V, 3) or (3,) for one camera; target, up: broadcastable to eye; fov: vertical field of view in
-        degrees, in (0, 180). Raises ValueError when eye equals target or the view direction is parallel to up.
+        degrees, in (0, 180). Raises ValueError for other shapes, numbers that are not finite, when eye equals target,
+        and when up is zero or parallel to the view direction.
 
         >>> Cameras.look_at((0.0, 0.0, 2.0)).viewmats[0, 2, 3]  # the origin lies 2 in front of the camera
         tensor(2.)
         """
         eye = torch.as_tensor(eye, dtype=torch.float32)
+        target = torch.as_tensor(target, dtype=torch.float32, device=eye.device)
+        up = torch.as_tensor(up, dtype=torch.float32, device=eye.device)
+        for name, x in (("eye", eye), ("target", target), ("up", up)):
+            if x.ndim < 1 or x.shape[-1] != 3:
+                raise ValueError(f"{name}: got shape {tuple(x.shape)}, wanted (..., 3)")
+            if not torch.isfinite(x).all():
+                raise ValueError(f"{name}: got {x.tolist()}, wanted finite numbers")
         eye = eye[None] if eye.ndim == 1 else eye
-        target = torch.as_tensor(target, dtype=torch.float32, device=eye.device).expand_as(eye)
-        up = torch.as_tensor(up, dtype=torch.float32, device=eye.device).expand_as(eye)
+        try:
+            target, up = target.expand_as(eye), up.expand_as(eye)
+        except RuntimeError:
+            raise ValueError(f"target, up: got shapes {tuple(target.shape)}, {tuple(up.shape)}, wanted ones that "
+                             f"broadcast to eye, {tuple(eye.shape)}") from None
         forward = target - eye
         if (forward.norm(dim=-1) < 1e-8).any():
             raise ValueError("eye: got a camera at its target, wanted a distance > 0")
+        if (up.norm(dim=-1) == 0).any():
+            raise ValueError("up: got the zero vector, wanted a direction")
         right = torch.linalg.cross(forward, up)
         if (right.norm(dim=-1) < 1e-6 * forward.norm(dim=-1) * up.norm(dim=-1)).any():
             raise ValueError("up: got a direction parallel to the view, wanted one that differs")
@@ -96,8 +110,7 @@ class Cameras:
                 [0., 0., 2.],
                 [2., 0., 0.]])
         """
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"n: got {n!r}, wanted an int >= 1")
+        n = _count("n", n)
         if not 0 < radius < math.inf:
             raise ValueError(f"radius: got {radius}, wanted a positive number")
         az = torch.arange(n) * (360.0 / n) if azimuth is None else torch.as_tensor(azimuth, dtype=torch.float32)
@@ -125,6 +138,29 @@ class Cameras:
     def device(self) -> torch.device:
         """Where the tensors live."""
         return self.viewmats.device
+
+    def validate(self) -> Cameras:
+        """Check every number; returns self, so that it can be chained. Gradients are left alone.
+
+        Raises ValueError naming the field: non-finite numbers, a viewmat that is no rigid motion (rotation R with
+        R R^T = I to 1e-3 and determinant +1, last row 0 0 0 1), a focal length <= 0.
+
+        >>> len(Cameras.orbit(3).validate())
+        3
+        """
+        W, K = self.viewmats.detach().double(), self.Ks.detach().double()
+        for name, x in (("viewmats", W), ("Ks", K)):
+            if not torch.isfinite(x).all():
+                raise ValueError(f"{name}: got {int((~torch.isfinite(x)).sum())} non-finite values, wanted finite numbers")
+        R, last = W[..., :3, :3], torch.tensor([0.0, 0.0, 0.0, 1.0]).to(W)
+        off = (R @ R.transpose(-1, -2) - torch.eye(3).to(W)).abs().amax((-1, -2))
+        if (off > 1e-3).any() or (torch.linalg.det(R) < 0).any():
+            raise ValueError("viewmats: got a 3x3 part that is no rotation, wanted R R^T = I with determinant +1")
+        if ((W[..., 3, :] - last).abs() > 1e-3).any():
+            raise ValueError("viewmats: got a last row other than 0 0 0 1, wanted world-to-camera matrices")
+        if (K[..., 0, 0] <= 0).any() or (K[..., 1, 1] <= 0).any():
+            raise ValueError("Ks: got a focal length fx or fy <= 0, wanted pixels > 0")
+        return self
 
     @property
     def centers(self) -> Tensor:
@@ -166,7 +202,8 @@ class Cameras:
 
     def __getitem__(self, index) -> Cameras:
         """Pick views: an int keeps a set of one; slices, lists and masks over V as usual."""
-        if isinstance(index, int):
+        if isinstance(index, Integral) or (isinstance(index, Tensor) and index.ndim == 0):
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"view {index} of {len(self)} views")
             index = [index]
@@ -199,6 +236,13 @@ class Cameras:
         return Cameras(self.viewmats, self.Ks * s[:, None], width, height)
 
 
+def _count(name: str, value) -> int:
+    """A whole number >= 1, also from numpy, as int."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, wanted an int >= 1")
+    return int(value)
+
+
 def _from_frame(eye: Tensor, right: Tensor, forward: Tensor, fov: float, width: int, height: int) -> Cameras:
     """Cameras at `eye` (..., V, 3) from (unnormalised) right and forward directions, as float32."""
     if not 0 < fov < 180:
@@ -213,5 +257,6 @@ def _from_frame(eye: Tensor, right: Tensor, forward: Tensor, fov: float, width: 
     W[..., :3, 3] = -(R @ eye.double()[..., None])[..., 0]
     W[..., 3, 3] = 1
     f = 0.5 * height / math.tan(math.radians(fov) / 2)
-    K = torch.tensor([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], device=eye.device)
+    K = torch.tensor([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], dtype=torch.float32,
+                     device=eye.device)
     return Cameras(W.float(), K.expand(*R.shape[:-2], 3, 3).clone(), width, height)

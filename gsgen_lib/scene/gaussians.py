@@ -224,25 +224,30 @@ class Gaussians:
         """Move the scene: x -> scale * R x + t. Quaternions and spherical harmonics turn with it.
 
         rotation: (3, 3) orthonormal with determinant +1; translation: (3,); scale: > 0.
-        Raises ValueError when `rotation` is no rotation or `scale` is not positive.
+        Raises ValueError when `rotation` is no rotation, `translation` not finite or `scale` not positive.
 
         >>> g = Gaussians.random(3, generator=torch.Generator().manual_seed(0))
         >>> moved = g.transform(translation=torch.tensor([1.0, 0.0, 0.0]))
         >>> torch.allclose(moved.means - g.means, torch.tensor([1.0, 0.0, 0.0]))
         True
         """
-        R = torch.eye(3).to(self.means) if rotation is None else rotation.to(self.means)
-        t = torch.zeros(3).to(self.means) if translation is None else translation.to(self.means)
+        R = torch.eye(3) if rotation is None else torch.as_tensor(rotation)
+        t = torch.zeros(3) if translation is None else torch.as_tensor(translation)
         if R.shape != (3, 3) or t.shape != (3,):
             raise ValueError(f"rotation, translation: got shapes {tuple(R.shape)}, {tuple(t.shape)}, wanted (3, 3), (3,)")
-        R64 = R.double()
-        if not torch.allclose(R64 @ R64.T, torch.eye(3).to(R64), atol=1e-4) or torch.det(R64) < 0:
+        # Checked as it came: rounded to a half-precision scene's numbers, a true rotation would look like none.
+        slack = max(1e-4, 4 * torch.finfo(R.dtype).eps) if R.is_floating_point() else 1e-4
+        R = R.to(self.device, torch.float64)
+        if not torch.allclose(R @ R.T, torch.eye(3).to(R), atol=slack) or torch.det(R) < 0:
             raise ValueError("rotation: got a matrix that is no rotation, wanted R R^T = I with determinant +1")
+        if not torch.isfinite(t).all():
+            raise ValueError(f"translation: got {t.tolist()}, wanted finite numbers")
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale: got {scale}, wanted a positive number")
-        q = rotmat_to_quat(R).expand_as(self.quats)
+        q = rotmat_to_quat(R).to(self.quats).expand_as(self.quats)
         colors = self.colors if self.sh_degree in (None, 0) else rotate_sh(self.colors, R)
-        return replace(self, means=scale * self.means @ R.T + t, quats=quat_multiply(q, self.quats),
+        means = scale * self.means @ R.T.to(self.means) + t.to(self.means)
+        return replace(self, means=means, quats=quat_multiply(q, self.quats),
                        scales=self.scales * scale, colors=colors)
 
     @staticmethod

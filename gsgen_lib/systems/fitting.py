@@ -84,12 +84,14 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
         progress: bool = True) -> FitResult:
     """Optimise a scene until its renders equal the images.
 
-    images: (V, H, W, 3) RGB, taken as seen on white, or (V, H, W, 4) with straight alpha; floats in [0, 1];
-    cameras: V of them, of the same size and device; init: a scene to start from, else random points (`initial_scene`);
+    images: (V, H, W, 3) RGB, taken as seen on white, or (V, H, W, 4) with straight alpha; floats in [0, 1]; cameras: V
+    of them, V >= 1, of the same size and device; init: a scene to start from, else random points (`initial_scene`).
+    All three are taken as float32.
     generator: for everything random, on the CPU; densify: grow and prune; snapshot_every: keep the scene every so many
     steps (0: never).
 
-    Raises ValueError naming the argument: shapes, sizes or ranges that do not fit together.
+    Raises TypeError or ValueError naming the argument: shapes, sizes or ranges that do not fit together, images that
+    are transparent everywhere, more Gaussians at the start than the cap.
 
     >>> g = Gaussians.random(20, scale=0.1, generator=torch.Generator().manual_seed(0))
     >>> cams = Cameras.orbit(4, width=24, height=24)
@@ -100,10 +102,15 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
     True
     """
     _check(images, cameras, config)
+    if init is None and config.init > config.max_gaussians:
+        raise ValueError(f"config.init: got {config.init}, wanted at most config.max_gaussians = {config.max_gaussians}")
     c, device = config, images.device
-    scene = initial_scene(images, cameras, c.init, generator) if init is None else init.detach()
+    images, cameras = images.float(), cameras.to(torch.float32)
+    scene = initial_scene(images, cameras, c.init, generator) if init is None else init.detach().to(torch.float32)
     if scene.batch_shape or scene.sh_degree is not None:
         raise ValueError(f"init: got batch {scene.batch_shape}, SH degree {scene.sh_degree}, wanted one scene with RGB colors")
+    if not 1 <= scene.num <= c.max_gaussians:
+        raise ValueError(f"init: got {scene.num} Gaussians, wanted 1 to config.max_gaussians = {c.max_gaussians}")
     raw = {k: v.clone().requires_grad_() for k, v in to_raw(scene).items()}
     rates = dict(means=c.lr_means, quats=c.lr_quats, scales=c.lr_scales, opacities=c.lr_opacities, colors=c.lr_colors)
     adam = torch.optim.Adam([dict(params=[raw[k]], lr=rates[k], name=k) for k in NAMES], eps=1e-15)
@@ -191,11 +198,12 @@ def densify_and_prune(raw: dict[str, Tensor], adam: torch.optim.Adam, pull: Tens
                       generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Grow where the 2D-mean gradient is large, drop what is transparent. Kerbl et al. 2023, algorithm 1.
 
-    pull: (N,) mean norm of the 2D-mean gradient. Returns new leaf tensors, already given to `adam`; Gaussians that
-    stay keep their Adam moments, new ones start at zero.
+    pull: (N,) mean norm of the 2D-mean gradient, N >= 1. The most opaque Gaussian always stays. Returns new leaf
+    tensors, already given to `adam`; Gaussians that stay keep their Adam moments, new ones start at zero.
     """
     with torch.no_grad():
         alive = torch.sigmoid(raw["opacities"]) > c.prune_opacity
+        alive[raw["opacities"].argmax()] = True  # a scene never becomes empty: it could not grow again
         room = max(0, c.max_gaussians - int(alive.sum()))
         threshold = torch.quantile(pull, c.densify_quantile)
         chosen = (alive & (pull > threshold)).nonzero()[:, 0]
@@ -236,13 +244,22 @@ def _on_background(images: Tensor, generator: torch.Generator | None) -> tuple[T
 
 
 def _check(images: Tensor, cameras: Cameras, c: FitConfig) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: got {type(images).__name__}, wanted a torch.Tensor of floats in [0, 1]")
+    if cameras.batch_shape:
+        raise ValueError(f"cameras: got batch shape {cameras.batch_shape}, wanted the views of one scene")
+    if len(cameras) == 0:
+        raise ValueError("cameras: got no views, wanted at least one")
     wanted = (len(cameras), cameras.height, cameras.width)
     if images.ndim != 4 or tuple(images.shape[:3]) != wanted or images.shape[3] not in (3, 4):
         raise ValueError(f"images: got shape {tuple(images.shape)}, wanted {wanted + ('3 or 4',)} to match the cameras")
     if not images.is_floating_point() or not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
         raise ValueError("images: wanted finite floats in [0, 1]")
-    if cameras.batch_shape:
-        raise ValueError(f"cameras: got batch shape {cameras.batch_shape}, wanted the views of one scene")
+    if images.shape[3] == 4 and not images[..., 3].any():
+        raise ValueError("images: got alpha 0 everywhere, wanted at least one pixel that shows the object")
+    if cameras.device != images.device:
+        raise ValueError(f"cameras: got {cameras.device}, wanted {images.device} like images")
+    cameras.validate()
     for name, least in (("steps", 1), ("batch", 1), ("init", 4), ("max_gaussians", 1), ("densify_every", 1)):
         if getattr(c, name) < least:
             raise ValueError(f"config.{name}: got {getattr(c, name)}, wanted >= {least}")

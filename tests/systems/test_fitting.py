@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from gsgen_lib.metrics import psnr
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
+from gsgen_lib.systems import fitting
 from gsgen_lib.systems.fitting import (FitConfig, NAMES, densify_and_prune, fit, initial_scene, inside_silhouettes, to_raw,
                                        to_scene)
 
@@ -160,8 +162,100 @@ def test_thin_silhouettes_are_filled_and_never_ignored():
     (dict(cameras=Cameras.orbit(3, width=8, height=8), images=torch.rand(3, 8, 8, 3)), "wanted >= 11 pixels"),
     (dict(config=FitConfig(steps=0)), "config.steps: got 0"),
     (dict(init=Gaussians.random(5, sh_degree=1)), "init: got batch"),
+    (dict(init=Gaussians.random(0)), "init: got 0 Gaussians"),
+    (dict(init=Gaussians.random(30), config=FitConfig(max_gaussians=20)), "init: got 30 Gaussians, wanted 1 to .* = 20"),
+    (dict(config=FitConfig(init=300, max_gaussians=100, steps=1)), "config.init: got 300"),
+    (dict(images=torch.cat([torch.rand(3, 16, 16, 3), torch.zeros(3, 16, 16, 1)], -1)), "images: got alpha 0 everywhere"),
+    (dict(cameras=Cameras.orbit(3, width=16, height=16)[:0], images=torch.zeros(0, 16, 16, 3)), "cameras: got no views"),
+    (dict(cameras=Cameras(2 * torch.eye(4).repeat(3, 1, 1), torch.eye(3).repeat(3, 1, 1), 16, 16)), "viewmats: got a 3x3"),
     (dict(cameras=Cameras.stack([Cameras.orbit(3, width=16, height=16)])), "cameras: got batch shape")])
 def test_bad_input_is_named(change, message):
     kwargs = {**dict(images=torch.rand(3, 16, 16, 3), cameras=Cameras.orbit(3, width=16, height=16)), **change}
     with pytest.raises(ValueError, match=message):
         fit(**kwargs, progress=False)
+
+
+def test_arrays_are_refused_and_other_precisions_taken():
+    cams = Cameras.orbit(3, width=16, height=16)
+    with pytest.raises(TypeError, match="images: got ndarray"):
+        fit(torch.rand(3, 16, 16, 3).numpy(), cams, progress=False)
+    images, init = torch.rand(3, 16, 16, 3, generator=gen()), Gaussians.random(20, generator=gen())
+    config = FitConfig(steps=3)
+    want = fit(images, cams, init, config, gen(), progress=False)
+    double = fit(images.double(), cams.to(torch.float64), init.to(torch.float64), config, gen(), progress=False)
+    assert double.gaussians.means.dtype == torch.float32 and double.log == want.log
+    assert fit(images.half(), cams, init, config, gen(), progress=False).gaussians.means.dtype == torch.float32
+
+
+def test_a_scene_that_fades_keeps_its_most_opaque_gaussian():
+    opacities = torch.full((8,), 0.001)
+    opacities[5] = 0.002
+    raw, _, new = grown(torch.zeros(8), FitConfig(), opacities=opacities)
+    assert len(new["means"]) == 1 and torch.equal(new["means"][0], raw["means"][5])
+    nothing = torch.ones(3, 16, 16, 3)  # white on white: every Gaussian has to go
+    config = FitConfig(steps=120, init=20, densify_every=5, densify_from=0.0, densify_until=1.0, prune_opacity=0.25)
+    result = fit(nothing, Cameras.orbit(3, width=16, height=16), config=config, generator=gen(), progress=False)
+    assert result.gaussians.num >= 1 and result.log[-1]["gaussians"] < 20
+
+
+def test_the_cap_holds_during_a_fit(posed):
+    images, cams = posed
+    config = FitConfig(steps=30, init=100, max_gaussians=110, densify_every=5, densify_from=0.0, densify_until=1.0)
+    counts = [e["gaussians"] for e in fit(images, cams, config=config, generator=gen(), progress=False).log]
+    assert max(counts) == 110
+
+
+def test_points_behind_a_camera_or_in_no_frame():
+    """A camera does not speak about what lies behind it; what no camera sees is outside."""
+    K = torch.tensor([[16.0, 0, 8], [0, 16, 8], [0, 0, 1]])
+    behind, ahead = torch.eye(4), torch.eye(4)
+    ahead[2, 3] = 3.0  # stands 3 further back
+    cams = Cameras(torch.stack([behind, ahead]), K.repeat(2, 1, 1), 16, 16)
+    point = torch.tensor([[0.5, 0.5, -1.0]])  # projects to pixel (0, 0) of the first camera if its sign is overlooked
+    alphas = torch.ones(2, 16, 16)
+    alphas[0, 0, 0] = 0
+    assert inside_silhouettes(point, alphas, cams).item()
+    assert not inside_silhouettes(point, alphas, cams[:1]).item()  # in no frame at all
+    assert not inside_silhouettes(torch.tensor([[50.0, 0, 1]]), alphas, cams).item()
+
+
+def test_the_loop_takes_what_the_config_says(posed, monkeypatch):
+    """Views per step, the loss, the decay of the rate, and the pull averaged over the views that saw a Gaussian."""
+    images, cams = posed
+    rgb = images[..., :3] * images[..., 3:] + 1 - images[..., 3:]
+    rates, renders, pulls = [], [], []
+
+    class Adam(torch.optim.Adam):
+        def step(self):
+            rates.append({g["name"]: g["lr"] for g in self.param_groups})
+            return super().step()
+
+    def render(scene, cameras, *more):
+        renders.append((cameras, rasterize(scene, cameras, *more)))
+        return renders[-1][1]
+
+    def densify(raw, adam, pull, *more):
+        pulls.append(pull)
+        return raw
+
+    monkeypatch.setattr(fitting.torch.optim, "Adam", Adam)
+    monkeypatch.setattr(fitting, "rasterize", render)
+    monkeypatch.setattr(fitting, "densify_and_prune", densify)
+    config = FitConfig(steps=8, batch=3, densify_every=8, densify_until=1.0, lr_means=1e-3, final_decay=0.1)
+    init = Gaussians.random(30, generator=gen())
+    log = fit(rgb, cams, init, config, gen(), progress=False).log
+    for k, rate in enumerate(rates):
+        assert rate["means"] == pytest.approx(1e-3 * 0.1 ** (k / 8)) and rate["colors"] == config.lr_colors
+    for entry, (views, out) in zip(log, renders, strict=True):
+        assert len(views) == 3
+        target = torch.stack([rgb[(cams.viewmats == w).all((-1, -2)).nonzero()[0, 0]] for w in views.viewmats])
+        got, want = out.rgb.detach().numpy(), target.numpy()
+        similar = sum(structural_similarity(a, b, channel_axis=-1, data_range=1, gaussian_weights=True,
+                                            use_sample_covariance=False) for a, b in zip(got, want, strict=True)) / 3
+        l1 = abs(got - want).mean()
+        assert entry["l1"] == pytest.approx(l1, abs=1e-6)
+        assert entry["loss"] == pytest.approx(0.8 * l1 + 0.2 * (1 - similar), abs=1e-4)
+    total = sum(out.info.grad_norm2d.sum(0) for _, out in renders)
+    seen = sum(out.info.visible.sum(0) for _, out in renders)
+    assert len(pulls) == 1 and seen.max() > 1
+    torch.testing.assert_close(pulls[0], total / seen.clamp_min(1))
