@@ -65,7 +65,8 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     """Render every camera's view of the scene, differentiably.
 
     gaussians, cameras: of the same batch shape, or one of them without batch (shared by all scenes).
-    background: None (black), three numbers, or a tensor that broadcasts to (..., V, 3).
+    background: None (black), three numbers, or a tensor that broadcasts to (..., V, 3). For a batch of scenes say which
+    is meant: (B, 1, 3) for each scene, (1, V, 3) for each view.
     engine: "auto" takes gsplat on CUDA and numba on the CPU; "reference", "numba" or "gsplat" insist on one.
     antialiased: lower the opacity of splats smaller than a pixel (gsplat's "antialiased" mode).
     depth_mode: "ED" expected depth sum(w z) / max(alpha, 1e-10), or "D" the plain sum(w z); z along the optical axis.
@@ -73,7 +74,7 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     eps2d: added to the diagonal of the 2D covariance, pixels squared; radius_clip: cull splats with both radii
     at or below it, pixels.
     check: refuse non-finite numbers and opacities outside [0, 1] in gaussians, cameras and background. On CUDA
-    this waits for the GPU; False leaves it out there (the CPU engines always refuse non-finite Gaussians).
+    this waits for the GPU. Without it non-finite numbers give black or non-finite pixels, but never a crash.
 
     Gradients reach means, quats, scales, opacities, colors, background and viewmats; not Ks, which must have no skew.
     (gsplat inverts viewmats as a 4x4 matrix to find the camera centre for SH: there the gradient of viewmats agrees with
@@ -182,6 +183,9 @@ def _as_background(background, like: Tensor, shape: tuple[int, ...]) -> Tensor |
     if background is None:
         return None
     background = torch.as_tensor(background).to(like)
+    if len(shape) > 2 and background.ndim == 2 and len(background) > 1:
+        raise ValueError(f"background: got shape {tuple(background.shape)} for a batch of scenes, wanted (B, 1, 3) for each "
+                         "scene or (1, V, 3) for each view")
     try:
         return background.expand(shape)
     except RuntimeError:

@@ -44,7 +44,10 @@ class _Rasterize(torch.autograd.Function):
         B, V = viewmats.shape[:2]
         N = means.shape[1]
         info.radii = torch.from_numpy(state["radii"]).reshape(B, V, N, 2)
-        ctx.inputs, ctx.state, ctx.options, ctx.info = inputs, state, options, info
+        # Saved so that autograd notices when the caller changes an input in place, and frees all of it after backward.
+        ctx.save_for_backward(means, quats, scales, opacities, colors, viewmats, Ks,
+                              *(torch.from_numpy(x) for x in state.values()))
+        ctx.names, ctx.options, ctx.info = tuple(state), options, info
         ctx.set_materialize_grads(False)
         rgb = torch.from_numpy(state["rgb"]).reshape(B, V, height, width, 3)
         alpha = torch.from_numpy(state["alpha"]).reshape(B, V, height, width, 1)
@@ -55,7 +58,9 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, v_rgb, v_alpha, v_depth):
-        grads = _backward(ctx.inputs, ctx.state, v_rgb, v_alpha, v_depth, ctx.options)
+        saved = [_numpy(x) for x in ctx.saved_tensors]
+        inputs, state = saved[:7], dict(zip(ctx.names, saved[7:], strict=True))
+        grads = _backward(inputs, state, v_rgb, v_alpha, v_depth, ctx.options)
         *grads, grad_norm2d = [torch.from_numpy(x) for x in grads]
         ctx.info.grad_norm2d = grad_norm2d.reshape(ctx.info.radii.shape[:-1])
         return (*grads, None, None, None, None, None)

@@ -1,6 +1,7 @@
 """The numba engine, part 1: fused projection of every Gaussian into every view, and its derivative.
 
-The same equations as `projection.py`, one Gaussian at a time in float64 registers, without temporaries:
+The same equations as `projection.py`, one Gaussian at a time without temporaries, in float64 registers: f8(x),
+since in numba float(x) of a float32 stays one.
 
     (x, y, z) = R mu + t    mean2d = (fx x/z + cx, fy y/z + cy)    T = J R    cov = T Sigma T^T + eps2d I
     Sigma = M M^T           M = R_q diag(s)                        conic = cov^-1 = (A, B, C)
@@ -19,6 +20,7 @@ With cov = [[a, b], [b, c]] the exponent is stored as a sum of squares, which ke
 
 import math
 
+from numpy import float64 as f8
 
 from gsgen_lib.raster.numba_setup import jit
 
@@ -37,10 +39,10 @@ def quat_rotation(w, x, y, z):
 @jit()
 def sigma_world(quats, scales, i, n):
     """Rotation entries, 1/|q| and the six numbers of Sigma = M M^T of Gaussian n in scene i."""
-    q0, q1, q2, q3 = float(quats[i, n, 0]), float(quats[i, n, 1]), float(quats[i, n, 2]), float(quats[i, n, 3])
+    q0, q1, q2, q3 = f8(quats[i, n, 0]), f8(quats[i, n, 1]), f8(quats[i, n, 2]), f8(quats[i, n, 3])
     inv = 1.0 / math.sqrt(max(q0 * q0 + q1 * q1 + q2 * q2 + q3 * q3, 1e-24))
     r = quat_rotation(q0 * inv, q1 * inv, q2 * inv, q3 * inv)
-    a, b, c = float(scales[i, n, 0]) ** 2, float(scales[i, n, 1]) ** 2, float(scales[i, n, 2]) ** 2
+    a, b, c = f8(scales[i, n, 0]) ** 2, f8(scales[i, n, 1]) ** 2, f8(scales[i, n, 2]) ** 2
     return (r, inv, r[0] * r[0] * a + r[1] * r[1] * b + r[2] * r[2] * c,  # xx
             r[0] * r[3] * a + r[1] * r[4] * b + r[2] * r[5] * c,  # xy
             r[0] * r[6] * a + r[1] * r[7] * b + r[2] * r[8] * c,  # xz
@@ -60,10 +62,10 @@ def clamped_ratio(x_over_z, c, f, size):
 @jit()
 def camera(viewmats, Ks, b, v):
     """The 12 numbers of a view matrix, row by row, and fx, fy, cx, cy."""
-    return (float(viewmats[b, v, 0, 0]), float(viewmats[b, v, 0, 1]), float(viewmats[b, v, 0, 2]), float(viewmats[b, v, 0, 3]),
-            float(viewmats[b, v, 1, 0]), float(viewmats[b, v, 1, 1]), float(viewmats[b, v, 1, 2]), float(viewmats[b, v, 1, 3]),
-            float(viewmats[b, v, 2, 0]), float(viewmats[b, v, 2, 1]), float(viewmats[b, v, 2, 2]), float(viewmats[b, v, 2, 3]),
-            float(Ks[b, v, 0, 0]), float(Ks[b, v, 1, 1]), float(Ks[b, v, 0, 2]), float(Ks[b, v, 1, 2]))
+    return (f8(viewmats[b, v, 0, 0]), f8(viewmats[b, v, 0, 1]), f8(viewmats[b, v, 0, 2]), f8(viewmats[b, v, 0, 3]),
+            f8(viewmats[b, v, 1, 0]), f8(viewmats[b, v, 1, 1]), f8(viewmats[b, v, 1, 2]), f8(viewmats[b, v, 1, 3]),
+            f8(viewmats[b, v, 2, 0]), f8(viewmats[b, v, 2, 1]), f8(viewmats[b, v, 2, 2]), f8(viewmats[b, v, 2, 3]),
+            f8(Ks[b, v, 0, 0]), f8(Ks[b, v, 1, 1]), f8(Ks[b, v, 0, 2]), f8(Ks[b, v, 1, 2]))
 
 
 @jit()
@@ -88,7 +90,7 @@ def project_forward(start, stop, means, quats, scales, opacities, colors, viewma
     N, V, color_views = means.shape[1], viewmats.shape[1], colors.shape[1]
     for i in range(start, stop):
         b, n = i // N, i % N
-        m0, m1, m2 = float(means[b, n, 0]), float(means[b, n, 1]), float(means[b, n, 2])
+        m0, m1, m2 = f8(means[b, n, 0]), f8(means[b, n, 1]), f8(means[b, n, 2])
         _, _, xx, xy, xz, yy, yz, zz = sigma_world(quats, scales, b, n)
         for v in range(V):
             attr[b, v, n, 5] = 0.0
@@ -107,7 +109,7 @@ def project_forward(start, stop, means, quats, scales, opacities, colors, viewma
             det = a * c - cxy * cxy
             if not det > 0 or not math.isfinite(det) or not math.isfinite(u) or not math.isfinite(w):
                 continue
-            opacity = float(opacities[b, n])
+            opacity = f8(opacities[b, n])
             if antialiased:
                 opacity *= math.sqrt(max(cxx * cyy - cxy * cxy, 0.0) / det)
             if opacity < alpha_min:
@@ -140,7 +142,7 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
     N, V, color_views = means.shape[1], viewmats.shape[1], v_colors.shape[1]
     for i in range(start, stop):
         b, n = i // N, i % N
-        m0, m1, m2 = float(means[b, n, 0]), float(means[b, n, 1]), float(means[b, n, 2])
+        m0, m1, m2 = f8(means[b, n, 0]), f8(means[b, n, 1]), f8(means[b, n, 2])
         r, inv, xx, xy, xz, yy, yz, zz = sigma_world(quats, scales, b, n)
         gm0, gm1, gm2, gopacity = 0.0, 0.0, 0.0, 0.0
         gxx, gxy, gxz, gyy, gyz, gzz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0  # v_Sigma, symmetric
@@ -173,7 +175,7 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
             (x_inside, y_inside, ax, az, by, bz, t0, t1, t2, s0, s1, s2, e0, e1, e2, f0, f1, f2, cxx, cxy, cyy
              ) = linearise(P, x, y, z, xx, xy, xz, yy, yz, zz, width, height)
             det = (cxx + eps2d) * (cyy + eps2d) - cxy * cxy
-            A, B, C, opacity = (cyy + eps2d) / det, -cxy / det, (cxx + eps2d) / det, float(attr[b, v, n, 5])
+            A, B, C, opacity = (cyy + eps2d) / det, -cxy / det, (cxx + eps2d) / det, f8(attr[b, v, n, 5])
             v_u, v_w = -(A * Sx + B * Sy), -(B * Sx + C * Sy)  # d sigma / d mean2d = -conic (dx, dy)
             grad_norm2d[b, v, n] = math.sqrt(v_u * v_u + v_w * v_w)
             v_opacity = -S0 / opacity  # alpha = o e^-sigma, so v_o = -sum v_sigma / o
@@ -188,7 +190,7 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
                 G00 += half * (cyy / det0 - A)
                 G01 += half * (-cxy / det0 - B)
                 G11 += half * (cxx / det0 - C)
-                v_opacity *= opacity / float(opacities[b, n])
+                v_opacity *= opacity / f8(opacities[b, n])
             gopacity += v_opacity
             # cov = T Sigma T^T: v_Sigma = T^T G T, v_T = 2 G T Sigma
             p0, p1, p2 = G00 * t0 + G01 * s0, G00 * t1 + G01 * s1, G00 * t2 + G01 * s2  # rows of G T
@@ -237,7 +239,7 @@ def project_backward(start, stop, means, quats, scales, opacities, viewmats, Ks,
         v_means[b, n, 0], v_means[b, n, 1], v_means[b, n, 2], v_opacities[b, n] = gm0, gm1, gm2, gopacity
 
         # Sigma = M M^T with M = R diag(s): v_M = 2 v_Sigma M; column j of v_R is 2 s_j^2 v_Sigma R_j
-        s0, s1, s2 = float(scales[b, n, 0]), float(scales[b, n, 1]), float(scales[b, n, 2])
+        s0, s1, s2 = f8(scales[b, n, 0]), f8(scales[b, n, 1]), f8(scales[b, n, 2])
         d00 = gxx * r[0] + gxy * r[3] + gxz * r[6]
         d10 = gxy * r[0] + gyy * r[3] + gyz * r[6]
         d20 = gxz * r[0] + gyz * r[3] + gzz * r[6]

@@ -15,6 +15,8 @@ Notebook 01 builds this function. Source: Kerbl et al. 2023, eq. 3 and section 6
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,9 @@ def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tens
     """
     p = project(g, cams, **options)
     info = RenderInfo("reference", p.radii)
+    others = (p.conics, p.opacities, colors)
+    if torch.is_grad_enabled() and not p.means2d.requires_grad and any(x.requires_grad for x in others):
+        p = replace(p, means2d=p.means2d.detach().requires_grad_())  # info.grad_norm2d wants its gradient all the same
     if p.means2d.requires_grad:
         def keep_norm(grad: Tensor | None) -> None:
             if grad is not None:
@@ -70,7 +75,8 @@ def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tens
             order = visible[torch.argsort(p.depths[b, v, visible].detach(), stable=True)]
             one = [x[b, v, order] for x in (p.means2d, p.conics, p.opacities, features)]
             images.append(_render_image(*one, p.radii[b, v, order], H, W))
-    image = torch.stack(images).reshape(B, V, H, W, 5)
+    image = torch.stack(images) if images else p.depths.new_zeros(0, H, W, 5)
+    image = image.reshape(B, V, H, W, 5)
     # Sums over nothing: they add 0, and keep a gradient (of zeros) where no Gaussian is visible at all.
     image = image + sum(x[..., :0].sum() for x in (p.means2d, p.conics, p.opacities, features))
     return image[..., :3], 1 - image[..., 4:], image[..., 3:4], info
