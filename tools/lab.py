@@ -10,6 +10,7 @@ You work in my_notebooks/, which git ignores: your solutions never stand in the 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def main() -> int:
     arguments = parser.parse_args()
     made = copy_lessons()
     print(f"{OWN}: {len(made)} new notebooks; yours are kept as they are")
-    return 0 if arguments.copy else subprocess.call([sys.executable, "-m", "jupyterlab", str(OWN)])
+    # short OpenMP waits, as gsgen_lib sets them: in a notebook torch is often imported first, and then it is too late
+    environment = {"GOMP_SPINCOUNT": "3000", **os.environ}
+    return 0 if arguments.copy else subprocess.call([sys.executable, "-m", "jupyterlab", str(OWN)], env=environment)
 
 
 if __name__ == "__main__":
