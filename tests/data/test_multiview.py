@@ -98,6 +98,14 @@ def test_ranges_and_overlap(shapes):
     assert sorted(both.views[0, :12].tolist()) == sorted(both.views[0, 12:].tolist()) == list(range(12))
 
 
+def test_overlapping_targets_are_drawn_anew(shapes):
+    """Inputs and targets are independent: with 4 of 12 views each, 4/3 of them agree on average."""
+    data = MultiView(shapes, views_in=4, views_out=4, overlap=True)
+    views = torch.cat([data.batch(range(5), generator(seed)).views for seed in range(60)])  # (300, 8)
+    shared = (views[:, :4, None] == views[:, None, 4:]).sum(dim=(1, 2)).float()
+    assert abs(shared.mean() - 4 / 3) < 5 * shared.std() / 300**0.5 and set(shared.tolist()) >= {0.0, 1.0, 2.0}
+
+
 def test_all_views_are_drawn_equally_often(shapes):
     data, count = MultiView(shapes, views_in=2, views_out=2), torch.zeros(2, 12)
     for seed in range(400):

@@ -63,6 +63,18 @@ def test_what_is_stored_comes_back(stored):
     )
 
 
+def test_colours_of_invisible_pixels_are_not_kept(tmp_path):
+    """They would make equal pictures differ, and the sheets larger."""
+    images, *cloud = sample()
+    images[..., 3] *= np.random.default_rng(1).random((3, 8, 8)) < 0.5
+    hidden = images[..., 3] == 0
+    assert images[hidden].any()
+    save_object(tmp_path, FACTS | ANGLES, images, *cloud)
+    kept = load_object("thing", tmp_path).images
+    assert not kept[hidden].any() and (kept[~hidden] == images[~hidden]).all()
+    assert images[hidden].any()  # the array that came in is left as it was
+
+
 def test_index_lists_sorted_and_filtered(stored):
     save_object(stored, FACTS | ANGLES | dict(id="another", split="test", category="b"), *sample(seed=1), glb=b"glTF")
     assert [e["id"] for e in list_objects(root=stored)] == ["another", "thing"]
@@ -245,6 +257,21 @@ def test_make_object_writes_what_the_renderer_shows(tmp_path):
     far = Mesh([[9, 9, 9], [9, 9, 9.1], [9, 9.1, 9]], [[0, 1, 2]])
     with pytest.raises(ValueError, match="invisible"):
         make_object(far, tmp_path, dict(id="far", name="Far", category="x", split="val"), size=8, views=2)
+
+
+def test_an_object_of_next_to_no_pixels_is_refused(tmp_path):
+    """A box whose front covers 0.1% of the picture is refused, the limit being 0.2%; one of 0.6% is made."""
+    facts = dict(id="speck", name="Speck", category="x", split="val")
+    seen_side = 2 * 1.8 * np.tan(np.deg2rad(20))  # of the picture, at the origin
+    boxes = {}
+    for share in (0.001, 0.006):
+        box = trimesh.creation.box(extents=[np.sqrt(share) * seen_side] * 3)
+        boxes[share] = Mesh(box.vertices, box.faces)
+    with pytest.raises(ValueError, match="nearly invisible"):
+        make_object(boxes[0.001], tmp_path, facts, size=64, views=8, points=8)
+    entry = make_object(boxes[0.006], tmp_path, facts, size=64, views=8, points=8)
+    alpha = load_object("speck", tmp_path).images[..., 3]
+    assert entry["id"] == "speck" and 0.002 < (alpha > 127).mean() < 0.02
 
 
 def test_words():

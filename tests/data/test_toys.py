@@ -254,6 +254,21 @@ def test_heldout_combinations_are_kept_out_of_training():
         assert seen <= allowed and len(seen) > 0.8 * min(len(allowed), 600)
 
 
+def test_the_heldout_combinations_are_these():
+    """Worked out by hand from (3 f + c + 2 p) mod 7 = 0: trained models rest on just this choice."""
+    held = set(heldout_combinations())
+    colors_of = {  # the mug is f = 0, so c = -2 p mod 7: 0 7, 5, 3, 1 8, 6
+        "mug": {"plain": "red pink", "stripes": "blue", "dots": "green", "checks": "orange brown", "zigzags": "purple"},
+        # the chair is f = 1, so c = 4 - 2 p mod 7: 4, 2 9, 0 7, 5, 3
+        "chair": {"plain": "teal", "stripes": "yellow grey", "dots": "red pink", "checks": "blue", "zigzags": "green"},
+        # the cat is f = 13, so c = 3 - 2 p mod 7: 3, 1 8, 6, 4, 2 9
+        "cat": {"plain": "green", "stripes": "orange brown", "dots": "purple", "checks": "teal", "zigzags": "yellow grey"},
+    }
+    for noun, patterns in colors_of.items():
+        wanted = {(noun, color, pattern) for pattern, colors in patterns.items() for color in colors.split()}
+        assert {t for t in held if t[0] == noun} == wanted
+
+
 def test_fixed_attributes_are_kept_and_wrong_ones_named():
     family, color, pattern = heldout_combinations()[0]
     toy = sample_toy(np.random.default_rng(0), family, "test", color=color, pattern=pattern)
