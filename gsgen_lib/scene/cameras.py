@@ -247,6 +247,7 @@ def _from_frame(eye: Tensor, right: Tensor, forward: Tensor, fov: float, width: 
     """Cameras at `eye` (..., V, 3) from (unnormalised) right and forward directions, as float32."""
     if not 0 < fov < 180:
         raise ValueError(f"fov: got {fov}, wanted degrees in (0, 180)")
+    width, height = _count("width", width), _count("height", height)
     normalize = torch.nn.functional.normalize
     z = normalize(forward.double(), dim=-1)
     x = normalize(right.double(), dim=-1)
