@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     words, rest = split(arguments)
     if words is None:
-        asked = not arguments or arguments[0] in ("-h", "--help")
+        group = {name.split()[0] for name in COMMANDS if " " in name}  # `gsgen data -h` is a question, too
+        asked = not arguments or arguments[-1] in ("-h", "--help") and (len(arguments) == 1 or arguments[0] in group)
         print(usage() if asked else f"gsgen: no command {arguments[0]!r}\n\n{usage()}")
         return 0 if asked else 2
     try:
@@ -70,9 +71,15 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"gsgen {words}: this installation lacks something: {error}", file=sys.stderr)
         return 2
+    if words == "doctor" and not rest:  # no options to read, so it also works where tyro does not
+        return function()
     if words == "bench":  # passes options on to the benchmark, so it reads them itself
         return function(rest)
-    import tyro
+    try:
+        import tyro
+    except Exception as error:  # also a damaged installation, which can raise anything
+        print(f"gsgen {words}: this installation lacks something: tyro does not import: {error}", file=sys.stderr)
+        return 2
 
     positional = (tyro.conf.PositionalRequiredArgs,)  # arguments without a default come without --name
     try:

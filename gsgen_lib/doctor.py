@@ -10,8 +10,9 @@ Also here: how much time and memory a notebook took. Taught in notebook 00.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
+import io
 import os
 import platform
 import sys
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-REQUIRED = ("torch", "numpy", "numba", "scipy", "trimesh", "plyfile", "safetensors")
+REQUIRED = ("torch", "numpy", "numba", "scipy", "trimesh", "embreex", "plyfile", "safetensors", "tyro")
 OPTIONAL = {
     "matplotlib": "figures in the notebooks",
     "jupyterlab": "opening the notebooks",
@@ -47,18 +48,27 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
+    """The versions of the libraries, each of them imported: installed is not yet usable."""
     findings = []
-    for name in REQUIRED:
+    for name in (*REQUIRED, *OPTIONAL):
+        status = "problem" if name in REQUIRED else "note"
+        purpose = f"; needed for {OPTIONAL[name]}" if name in OPTIONAL else ""
         try:
-            findings.append(Finding("ok", name, version(name)))
+            found = version(name)
         except PackageNotFoundError:
-            advice = "not installed: pip install -r requirements.lock"
-            findings.append(Finding("problem", name, advice))
-    for name, purpose in OPTIONAL.items():
+            advice = purpose or ": pip install -r requirements.lock"
+            findings.append(Finding(status, name, f"not installed{advice}"))
+            continue
         try:
-            findings.append(Finding("ok", name, version(name)))
-        except PackageNotFoundError:
-            findings.append(Finding("note", name, f"not installed; needed for {purpose}"))
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                importlib.import_module(name)
+        except Exception as error:  # a damaged installation can raise anything
+            reason = (str(error).strip().splitlines() or [""])[0]
+            advice = purpose or "; pip install --force-reinstall " + name
+            findings.append(Finding(status, name, f"{found}, does not import: {type(error).__name__}: {reason}{advice}"))
+        else:
+            findings.append(Finding("ok", name, found))
     return findings
 
 
@@ -109,7 +119,11 @@ def _compile_cache() -> Finding:
 def _data() -> Finding:
     try:
         root = importlib.import_module("gsgen_lib.data").data_root()
-        return Finding("ok", "data", f"found: {Path(root).name}/ with {sum(1 for _ in Path(root).iterdir())} entries")
+        entries = sum(1 for _ in Path(root).iterdir())
+        if not (Path(root) / "objects.json").is_file():  # the list of objects, which every lesson reads
+            return Finding("problem", "data", f"{Path(root).name}/ has {entries} entries but no objects.json; point "
+                           "GSGEN_DATA at the data/ folder of a checkout, or unset it")
+        return Finding("ok", "data", f"found: {Path(root).name}/ with {entries} entries")
     except Exception as error:
         return Finding("problem", "data", str(error) or type(error).__name__)
 

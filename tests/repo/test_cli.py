@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
+import gsgen_lib
 from gsgen_lib import cli, doctor
 from tests.repo.conftest import ROOT
 
@@ -23,6 +25,21 @@ def test_unknown_subcommand(capsys):
     assert cli.main(["dance"]) == 2
     assert "no command 'dance'" in capsys.readouterr().out
     assert cli.main(["data"]) == 2  # half a subcommand
+
+
+def test_help_of_a_group_of_subcommands(capsys):
+    for asked in (["data", "-h"], ["data", "--help"], ["train", "-h"]):
+        assert cli.main(asked) == 0
+        assert "gsgen data build" in capsys.readouterr().out
+    assert cli.main(["dance", "-h"]) == 2
+
+
+def test_without_tyro_the_doctor_works_and_the_others_say_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)  # import tyro raises ImportError
+    assert cli.main(["view", "scene.ply"]) == 2
+    assert "gsgen view: this installation lacks something: tyro" in capsys.readouterr().err
+    assert cli.main(["doctor"]) == 1
+    assert "FAIL  tyro" in capsys.readouterr().out
 
 
 def test_entry_point():
@@ -110,6 +127,43 @@ def test_doctor_names_missing_data(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GSGEN_DATA", str(tmp_path / "nowhere"))
     assert doctor.doctor() == 1
     assert "FAIL  data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("listed,mark", [("REQUIRED", "FAIL"), ("OPTIONAL", "note")])
+def test_doctor_imports_what_is_installed(listed, mark, monkeypatch, capsys):
+    """A package whose files are there but broken is not reported as fine."""
+    real = importlib.import_module
+
+    def refuse(name, *more):
+        if name == "plyfile":
+            raise OSError("undefined symbol: xyz\nmore lines")
+        return real(name, *more)
+
+    monkeypatch.setattr(doctor, "REQUIRED", ())
+    monkeypatch.setattr(doctor, "OPTIONAL", {})
+    monkeypatch.setattr(doctor, listed, ("plyfile",) if listed == "REQUIRED" else {"plyfile": "scenes"})
+    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    assert doctor.doctor() == (1 if mark == "FAIL" else 0)
+    (line,) = [ln for ln in capsys.readouterr().out.splitlines() if " plyfile " in ln]
+    assert line.startswith(mark) and "does not import: OSError: undefined symbol: xyz" in line
+
+
+def test_doctor_looks_at_every_library_the_command_line_needs():
+    assert {"embreex", "tyro", "torch", "numba"} <= set(doctor.REQUIRED)
+
+
+def test_doctor_refuses_a_folder_without_the_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("GSGEN_DATA", str(tmp_path))
+    assert doctor._data().status == "problem" and "0 entries but no objects.json" in doctor._data().detail
+    (tmp_path / "objects.json").write_text("{}")
+    assert doctor._data().status == "ok"
+
+
+@pytest.mark.parametrize("engine", ["numba", "reference", "gsplat"])
+def test_doctor_names_the_engine_that_drew(engine, monkeypatch):
+    drawn = SimpleNamespace(info=SimpleNamespace(engine=engine))
+    monkeypatch.setattr(gsgen_lib, "rasterize", lambda *a, **k: drawn)
+    assert doctor._engine().detail.startswith(engine + ":")
 
 
 def test_doctor_without_a_writable_cache(monkeypatch):
