@@ -216,7 +216,7 @@ def chamfer(a: Tensor, b: Tensor, squared: bool = False, nearest: str = "auto") 
     2017, and the default of most libraries). Fan et al. sum over points where this takes means, other
     papers halve the sum: compare numbers only within one definition.
 
-    a: (..., N, D), b: (..., M, D) with the same leading dimensions. Returns (...,).
+    a: (..., N, D), b: (..., M, D) with the same leading dimensions, N, M >= 1. Returns (...,), empty for no pairs.
     nearest: who finds the neighbours, "kdtree" (scipy, exact, CPU), "cdist" (torch, on the
     tensors' device, in chunks) or "auto" (kdtree for CPU tensors). The distance to the neighbour
     found is recomputed in torch, so both give gradients to a and b; coincident points give 0.
@@ -250,7 +250,7 @@ def chamfer(a: Tensor, b: Tensor, squared: bool = False, nearest: str = "auto") 
             distance = offset.square().sum(-1) if squared else torch.linalg.vector_norm(offset, dim=-1)
             total = total + distance.mean()
         values.append(total)
-    return torch.stack(values).reshape(a.shape[:-2])
+    return torch.stack(values).reshape(a.shape[:-2]) if values else a.new_zeros(a.shape[:-2])
 
 
 def _nearest_kdtree(source: Tensor, goal: Tensor) -> Tensor:
@@ -296,6 +296,8 @@ def bootstrap_ci(values, generator: np.random.Generator, level: float = 0.95,
         raise TypeError(f"generator: got {type(generator).__name__}, wanted numpy.random.Generator")
     if not 0 < level < 1:
         raise ValueError(f"level: got {level}, wanted a number between 0 and 1")
+    if resamples < 1:
+        raise ValueError(f"resamples: got {resamples}, wanted at least 1")
     scores = np.atleast_2d(scores)  # (S, K)
     n_seeds, n_objects = scores.shape
     means = np.empty(resamples)

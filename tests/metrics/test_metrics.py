@@ -240,6 +240,22 @@ def test_other_bad_arguments_are_named():
         (lambda: metrics.bootstrap_ci([1, np.inf], generator), ValueError, "values: holds non-f"),
         (lambda: metrics.bootstrap_ci([1.0], 0), TypeError, "generator: got int"),
         (lambda: metrics.bootstrap_ci([1.0], generator, level=95), ValueError, "level: got 95"),
+        (lambda: metrics.bootstrap_ci([1.0], generator, resamples=0), ValueError, "resamples: got 0"),
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_rounding_beyond_the_range_is_allowed_and_nothing_more():
+    white = torch.ones(16, 16, 3)
+    metrics.psnr(white + 5e-5, white - 5e-5), metrics.psnr(-5e-5 * white, white)
+    for wrong in (1.001 * white, -0.001 * white, 1.05 * white):
+        with pytest.raises(ValueError, match="pred: got values in"):
+            metrics.psnr(wrong, white)
+
+
+@pytest.mark.parametrize("nearest", ["kdtree", "cdist"])
+def test_chamfer_of_no_pairs_is_empty(nearest):
+    for lead in ((0,), (2, 0)):
+        got = metrics.chamfer(torch.zeros(*lead, 5, 3), torch.zeros(*lead, 4, 3), nearest=nearest)
+        assert got.shape == lead and got.dtype == torch.float32
