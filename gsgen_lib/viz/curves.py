@@ -66,17 +66,17 @@ def training_curves(log, keys: Sequence[str] | None = None, title: str | None = 
     log: a list of dicts, a JSONL file, or {run name: log} to draw several runs in each panel.
     keys: which quantities, in order; by default every numeric one that some record has.
     log_scale: quantities whose name starts with one of these get a logarithmic axis, provided
-    that all values are positive. Values that are missing or not finite leave a gap. From 200 points
+    that all values are positive. Numbers may be Python's, numpy's or tensors without dimensions; other entries of a
+    record are not drawn. Values that are missing or not finite leave a gap. From 200 points
     on, every value is a thin line, and the mean of 21 neighbours a thick one over it.
 
     >>> log = [{"step": i, "loss": 0.9 ** i, "psnr": 10.0 + i} for i in range(20)]
     >>> training_curves(log).alt
     'training curves over 20 logged steps: loss falls from 1 to 0.135; psnr rises from 10 to 29'
     """
-    runs = {name: read_log(one) for name, one in log.items()} if isinstance(log, Mapping) else {"": read_log(log)}
-    records = [record for run in runs.values() for record in run]
-    found = dict.fromkeys(k for record in records for k, v in record.items()
-                          if k != "step" and isinstance(v, (int, float)) and not isinstance(v, bool))
+    logs = log if isinstance(log, Mapping) else {"": log}
+    runs = {name: [_numbers(record) for record in read_log(one)] for name, one in logs.items()}
+    found = dict.fromkeys(k for run in runs.values() for record in run for k in record if k != "step")
     if keys is None:
         keys = list(found)
     if unknown := [key for key in keys if key not in found]:
@@ -182,6 +182,17 @@ def in_notebook() -> bool:
     except ImportError:
         return False
     return getattr(get_ipython(), "kernel", None) is not None
+
+
+def _numbers(record: Mapping) -> dict[str, float]:
+    """The numbers of a record, numpy's and tensors' among them, as Python's."""
+    out = {"step": record["step"]}
+    for key, value in record.items():
+        if getattr(value, "ndim", None) == 0:  # a numpy scalar or array, or a tensor, that holds one number
+            value = value.item()
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            out[key] = value
+    return out
 
 
 def _running_mean(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:

@@ -4,7 +4,9 @@ import json
 import math
 
 import IPython.display
+import numpy as np
 import pytest
+import torch
 
 from gsgen_lib import viz
 from gsgen_lib.viz import curves
@@ -49,6 +51,16 @@ def test_long_logs_get_a_running_mean_counts_do_not():
     assert raw == [[r["step"], r["loss"]] for r in log]
     assert len(mean) == 280 and mean[0][0] == 20 and mean[-1][0] == 578
     assert mean[0][1] == pytest.approx(1.5 + 1 / 21) and mean[1][1] == pytest.approx(1.5 - 1 / 21)
+
+
+def test_numbers_of_numpy_and_torch_are_drawn_like_pythons():
+    kinds = [np.float64, np.float32, np.array, torch.tensor, lambda x: torch.tensor(x, requires_grad=True)]
+    log = [{"step": np.int64(i), "loss": kind(0.5**i), "count": torch.tensor(i), "name": np.str_("a"), "ok": np.bool_(True)}
+           for i, kind in enumerate(kinds)]
+    panels = drawn(viz.training_curves(log))
+    assert set(panels) == {"loss", "count"}  # neither words nor yes and no
+    assert panels["loss"] == [[[i, 0.5**i] for i in range(5)]]
+    assert panels["count"] == [[[i, i] for i in range(5)]]
 
 
 def test_jsonl_file_with_a_cut_off_last_line(tmp_path):

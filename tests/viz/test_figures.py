@@ -1,6 +1,8 @@
 """Figures: the pixels that were given are the pixels that are shown, described in words."""
 
 import io
+import math
+from fractions import Fraction
 
 import matplotlib
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gsgen_lib import viz
+from gsgen_lib.viz import figures
 
 RED, GREEN, BLUE = (torch.eye(3)[i].expand(8, 8, 3) for i in range(3))
 
@@ -67,6 +70,14 @@ def test_film_strip_shows_the_picked_images_unchanged():
     assert share_of(strip, (0, 255, 0)) == 0
     columns = (pixels(strip) == (0, 0, 255)).all(-1).any(0).nonzero()[0]
     assert columns.min() > (pixels(strip) == (255, 0, 0)).all(-1).any(0).nonzero()[0].max()
+
+
+def test_frames_are_picked_at_equal_steps_rounded_down():
+    assert figures.pick_evenly(7, 4) == [0, 1, 3, 5]  # 0, 1.75, 3.5, 5.25
+    for count in range(1, 30):
+        for n in range(1, 12):
+            want = sorted({math.floor(Fraction(i * count, n)) for i in range(n)})
+            assert figures.pick_evenly(count, n) == want
 
 
 def test_pixels_are_squares_not_smoothed():
