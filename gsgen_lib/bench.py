@@ -184,6 +184,6 @@ def command(arguments: list[str]) -> int:
         return max([subprocess.call([*run, name, *flags]) for name in scripts() if runs_here(name)], default=0)
     try:
         return bench(known.name, options, known.json, known.save)
-    except (ValueError, RuntimeError) as error:  # unknown name, or it cannot run on this machine
+    except (ValueError, RuntimeError, FileNotFoundError) as error:  # unknown name, or it cannot run here
         print(f"gsgen bench: {error}", file=sys.stderr)
         return 2
