@@ -45,7 +45,7 @@ def network(seed=0):
     return predict
 
 
-def close(ours, peer, tolerance=1e-5):
+def assert_near(ours, peer, tolerance=1e-5):
     """Equal to 1e-5, absolute, or relative to the largest number where that is above 1."""
     assert ours.shape == peer.shape and bool(torch.isfinite(peer).all())
     assert_close(ours, peer, rtol=0, atol=tolerance * max(1.0, peer.abs().max().item()))
@@ -58,13 +58,13 @@ def close(ours, peer, tolerance=1e-5):
 def test_schedules(name, T):
     betas, options = SCHEDULES[name]
     ours, peer = betas(T), DDIMScheduler(num_train_timesteps=T, **options)
-    close(ours, peer.betas, 1e-6)
-    close(D.alphas_cumprod_of(ours), peer.alphas_cumprod, 1e-6)
+    assert_near(ours, peer.betas, 1e-6)
+    assert_near(D.alphas_cumprod_of(ours), peer.alphas_cumprod, 1e-6)
     exact = np.cumprod(1 - ours.double().numpy())
     assert_close(D.alphas_cumprod_of(ours), torch.from_numpy(exact).float(), rtol=1e-6, atol=0)
-    close(D.betas_of(D.alphas_cumprod_of(ours)), ours, 1e-5)
+    assert_near(D.betas_of(D.alphas_cumprod_of(ours)), ours, 1e-5)
     zero = D.zero_terminal_snr(D.alphas_cumprod_of(ours))
-    close(zero, DDIMScheduler(num_train_timesteps=T, rescale_betas_zero_snr=True, **options).alphas_cumprod)
+    assert_near(zero, DDIMScheduler(num_train_timesteps=T, rescale_betas_zero_snr=True, **options).alphas_cumprod)
     assert zero[-1] == 0 and ours.dtype == zero.dtype == torch.float32
     others = [n for n in SCHEDULES if n != name]  # negative control
     assert all((betas(T) - SCHEDULES[n][0](T)).abs().max() > 1e-3 for n in others)
@@ -85,12 +85,12 @@ def test_noising_velocity_and_snr(name):
     abar, t = D.alphas_cumprod_of(SCHEDULES[name][0]()), torch.tensor([0, 500, 999])
     x0, eps = randn(*SHAPE), randn(*SHAPE, seed=1)
     x_t = D.q_sample(x0, eps, abar[t])
-    close(x_t, peer.add_noise(x0, eps, t))
+    assert_near(x_t, peer.add_noise(x0, eps, t))
     velocity = peer.get_velocity(x0, eps, t)
-    close(D.convert(eps, x_t, abar[t], "eps", "v")[:2], velocity[:2])  # v from eps alone divides by sqrt(abar)
+    assert_near(D.convert(eps, x_t, abar[t], "eps", "v")[:2], velocity[:2])  # v from eps alone divides by sqrt(abar)
     x0_back, eps_back = (D.convert(velocity, x_t, abar[t], "v", kind) for kind in ("x0", "eps"))
-    close(x0_back, x0)
-    close(eps_back, eps)
+    assert_near(x0_back, x0)
+    assert_near(eps_back, eps)
     assert_close(D.snr(abar)[t].log(), compute_snr(peer, t).log(), rtol=1e-3, atol=1e-3)
 
 
@@ -120,7 +120,10 @@ def test_ddpm_steps(kind):
         noise = torch.randn(SHAPE, generator=gen(2))
         a, b = abar[t], abar[t - 1] if t else 1.0
         ours = D.ddpm_step(x, D.convert(guess, x, a, kind, "x0"), a, b, noise)
-        close(ours, peer.step(guess, t, x, generator=gen(2)).prev_sample)
+        want = peer.step(guess, t, x, generator=gen(2)).prev_sample
+        assert_near(ours, want)
+        other = D.ddpm_step(x, D.convert(guess, x, a, kind, "x0"), a, abar[t - 2] if t > 1 else abar[t], noise)
+        assert (other - want).abs().max() > 1e-4  # negative control: a step to another level
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
@@ -136,7 +139,9 @@ def test_ddim_steps(kind, eta):
             a, b = abar[t], abar[s] if s >= 0 else 1.0
             x0, eps = (D.convert(guess, x, a, kind, target) for target in ("x0", "eps"))
             want = peer.step(guess, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
-            close(D.ddim_step(x, x0, eps, a, b, eta, noise), want)
+            ours = D.ddim_step(x, x0, eps, a, b, eta, noise)
+            assert_near(ours, want)
+            assert (D.ddim_step(x, x0, -eps, a, b, eta, noise) - want).abs().max() > 1e-3 or b == 1.0  # negative control
 
 
 # ------------------------------------------------------------------------------------- trajectories
@@ -156,7 +161,7 @@ def test_ddpm_trajectories(kind, spacing):
         peer.set_timesteps(n)
         abar = D.alphas_cumprod_of(SCHEDULES[schedule][0]())
         ours = D.ddpm_sample(model, x, abar, n, kind, spacing, gen(3))
-        close(ours, run(peer, model, x, generator=gen(3)))
+        assert_near(ours, run(peer, model, x, generator=gen(3)))
         assert (ours - D.ddpm_sample(model, x, abar, n, kind, spacing, gen(4))).abs().max() > 1e-2  # negative control
 
 
@@ -164,7 +169,9 @@ def test_ddpm_takes_every_step_by_default():
     peer = theirs(DDPMScheduler, "cosine", prediction_type="v_prediction", num_train_timesteps=150)
     x, model = randn(*SHAPE), network()
     ours = D.ddpm_sample(model, x, D.alphas_cumprod_of(D.cosine_betas(150)), prediction="v", generator=gen(3))
-    close(ours, run(peer, model, x, generator=gen(3)))
+    assert_near(ours, run(peer, model, x, generator=gen(3)))
+    fewer = D.ddpm_sample(model, x, D.alphas_cumprod_of(D.cosine_betas(150)), 75, "v", generator=gen(3))
+    assert (fewer - ours).abs().max() > 1e-2  # negative control
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -177,7 +184,7 @@ def test_ddim_trajectories(kind, spacing, eta):
         peer.set_timesteps(n)
         abar = D.alphas_cumprod_of(SCHEDULES[schedule][0]())
         ours = D.ddim_sample(model, x, abar, n, kind, eta, spacing, gen(3))
-        close(ours, run(peer, model, x, eta=eta, generator=gen(3)))
+        assert_near(ours, run(peer, model, x, eta=eta, generator=gen(3)))
         wrong = D.ddim_sample(lambda x, t: model(x, t - 1), x, abar, n, kind, eta, spacing, gen(3))  # negative control
         assert (ours - wrong).abs().max() > 1e-3
 
@@ -187,7 +194,7 @@ def test_zero_terminal_snr_trajectories(kind):
     peer = theirs(DDIMScheduler, prediction_type=KINDS[kind], timestep_spacing="trailing", rescale_betas_zero_snr=True)
     peer.set_timesteps(25)
     abar, x, model = D.zero_terminal_snr(D.alphas_cumprod_of(D.scaled_linear_betas())), randn(*SHAPE), network()
-    close(D.ddim_sample(model, x, abar, 25, kind), run(peer, model, x))
+    assert_near(D.ddim_sample(model, x, abar, 25, kind), run(peer, model, x))
     with pytest.raises(ValueError, match="no signal at abar = 0"):
         D.ddim_sample(model, x, abar, 25, "eps")
 
@@ -204,7 +211,7 @@ def test_ddim_inversion(spacing):
         asked.append(int(t))
         return model(x, next(times))
 
-    close(D.ddim_invert(asked_as_theirs, x, abar, 20, spacing=spacing), run(peer, model, x))
+    assert_near(D.ddim_invert(asked_as_theirs, x, abar, 20, spacing=spacing), run(peer, model, x))
     assert asked == [0, *peer.timesteps[:-1].tolist()]
     wrong = D.ddim_invert(model, x, abar, 20, spacing=spacing)  # negative control
     assert (wrong - run(peer, model, x)).abs().max() > 1e-3
@@ -216,15 +223,22 @@ def test_flow_euler_trajectories(shift):
     for n in (1, 4, 30):
         peer = FlowMatchEulerDiscreteScheduler(shift=shift)
         peer.set_timesteps(sigmas=np.linspace(1, 1 / n, n))
-        close(D.flow_times(n, shift), peer.sigmas, 1e-6)
-        close(D.flow_sample(lambda x, t: model(x, 1000 * t), x, n, shift), run(peer, model, x))
+        assert_near(D.flow_times(n, shift), peer.sigmas, 1e-6)
+        ours = D.flow_sample(lambda x, t: model(x, 1000 * t), x, n, shift)
+        assert_near(ours, run(peer, model, x))
+        if n > 1:  # negative control: with one step no shift can matter
+            other = D.flow_sample(lambda x, t: model(x, 1000 * t), x, n, shift + 0.5)
+            assert (other - ours).abs().max() > 1e-3
 
 
 def test_flow_noising_and_times_of_training():
     peer = FlowMatchEulerDiscreteScheduler(shift=3.0)
     x0, eps, k = randn(*SHAPE), randn(*SHAPE, seed=1), torch.tensor([10, 500, 990])
-    close(D.interpolate(x0, eps, peer.sigmas[k]), peer.scale_noise(x0, peer.timesteps[k], eps))
-    close(D.shift_times(torch.linspace(1, 0.001, 1000), 3.0), peer.sigmas, 1e-6)
+    assert_near(D.interpolate(x0, eps, peer.sigmas[k]), peer.scale_noise(x0, peer.timesteps[k], eps))
+    assert_near(D.shift_times(torch.linspace(1, 0.001, 1000), 3.0), peer.sigmas, 1e-6)
+    swapped = D.interpolate(eps, x0, peer.sigmas[k])  # negative controls
+    assert (swapped - peer.scale_noise(x0, peer.timesteps[k], eps)).abs().max() > 0.1
+    assert (D.shift_times(torch.linspace(1, 0.001, 1000), 2.9) - peer.sigmas).abs().max() > 1e-3
 
 
 def test_flow_heun_trajectory():
@@ -232,7 +246,7 @@ def test_flow_heun_trajectory():
     peer.set_timesteps(12)
     x, model = randn(*SHAPE), network()
     ours = D.flow_sample(lambda x, t: model(x, 12 * t), x, 12, method="heun")
-    close(ours, run(peer, model, x))
+    assert_near(ours, run(peer, model, x))
     assert (ours - D.flow_sample(lambda x, t: model(x, 12 * t), x, 12)).abs().max() > 1e-3  # negative control: Euler
 
 
@@ -244,7 +258,7 @@ def test_rescaled_guidance(amount):
 
     u, c = randn(*SHAPE), 2 * randn(*SHAPE, seed=1) + 1
     want = rescale_noise_cfg(u + 7.5 * (c - u), c, guidance_rescale=amount)
-    close(D.guide(u, c, 7.5, amount), want)
+    assert_near(D.guide(u, c, 7.5, amount), want)
     assert (want - (u + 7.5 * (c - u))).abs().max() > 0.5 or amount == 0  # negative control: it does something
 
 
@@ -265,5 +279,5 @@ def test_ema(decay):
         peer.step(net.parameters())
     ours.copy_to(net)
     for mine, other, first in zip(net.parameters(), peer.shadow_params, start.parameters(), strict=True):
-        close(mine, other)
+        assert_near(mine, other)
         assert (mine - first).abs().max() > 0.01

@@ -46,11 +46,19 @@ def test_badge_and_setup_cell_name_the_repository():
     assert "OWNER/NAME" not in lesson and notebook_source.BADGE not in lesson
 
 
+def is_python(code):
+    try:
+        compile(code, "cell", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
 def test_built_code_is_plain_python():
     for solved in (False, True):
-        for cell in build(TINY, solved).cells:
-            if cell.cell_type == "code":
-                compile(cell.source, "cell", "exec")
+        cells = [cell.source for cell in build(TINY, solved).cells if cell.cell_type == "code"]
+        assert len(cells) >= 4 and all(is_python(code) for code in cells)
+    assert not is_python("def area(radius):\n### BEGIN SOLUTION")  # a body lost with its solution would be noticed
 
 
 def test_ids_are_stable_unique_and_follow_the_cell(tmp_path):
@@ -99,4 +107,7 @@ def test_source_without_setup_cell_or_with_stray_exercise_is_refused(tmp_path):
 
 def test_notebooks_validate():
     for solved in (False, True):
-        nbformat.validate(build(TINY, solved))
+        notebook = build(TINY, solved)
+        assert nbformat.validator.isvalid(notebook)
+        del notebook.cells[0]["source"]
+        assert not nbformat.validator.isvalid(notebook)  # negative control
