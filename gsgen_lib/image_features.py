@@ -28,8 +28,6 @@ and linear bottlenecks", CVPR 2018, Table 2 and Section 3.3.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsgen_lib.data.weights import load_checked_weights
 from gsgen_lib.metrics import check_images
 
 SIZE = 128  # pixels, what MobileNetV2 sees
@@ -188,28 +187,7 @@ def load_weights(device: str = "cpu", dtype: torch.dtype = torch.float32,
     >>> load_weights()["stem.weight"].shape
     torch.Size([32, 3, 3, 3])
     """
-    from safetensors.torch import load
-
-    if path is None:
-        from gsgen_lib.data import data_root
-
-        path = data_root() / "checkpoints" / "mobilenet_v2.safetensors"
-    path = Path(path)
-    card = path.with_suffix(".json")
-    for needed in (path, card):
-        if not needed.is_file():
-            raise FileNotFoundError(
-                f"path: no file {needed}; it ships with the course in data/checkpoints and is "
-                "rebuilt by `python -m tools.convert_mobilenet`")
-    content = path.read_bytes()
-    wanted = json.loads(card.read_text(encoding="utf-8"))["sha256"]
-    got = hashlib.sha256(content).hexdigest()
-    if got != wanted:
-        raise ValueError(f"path: {path} is damaged, its sha256 is {got}, its card says {wanted}")
-    weights = load(content)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if shapes != weight_shapes():
-        raise ValueError(f"path: {path} holds {shapes}, wanted {weight_shapes()}")
+    weights = load_checked_weights("mobilenet_v2", weight_shapes(), path)
     return {name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()}
 
 

