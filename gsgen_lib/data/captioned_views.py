@@ -36,7 +36,7 @@ from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
 
 __all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept",
-           "on_background", "prompt_of", "random_backgrounds", "real_views", "toy_views", "view_word"]
+           "on_background", "prompt_of", "random_backgrounds", "real_views", "toy_views", "training_views", "view_word"]
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 OVERHEAD, QUARTER = 60.0, 45.0  # degrees
@@ -179,6 +179,18 @@ def join_views(*parts: CaptionedViews) -> CaptionedViews:
                           torch.cat([p.sets + int(s) for p, s in zip(parts, starts[:-1], strict=True)]),
                           torch.cat([p.owners + int(o) for p, o in zip(parts, owners[:-1], strict=True)]),
                           torch.cat([p.real for p in parts]))
+
+
+def training_views(toys: int, seed: int, real: bool = True) -> CaptionedViews:
+    """What a text-image model of the course learns from: `toys` new toys and, if `real`, the real training objects.
+
+    Models with different seeds learn from different toys. Progress is shown.
+
+    >>> len(training_views(2, 0, real=False))
+    20
+    """
+    views = toy_views(toys, np.random.default_rng(seed), progress=True)
+    return join_views(views, real_views("train")) if real else views
 
 
 def draw_rows(views: CaptionedViews, count: int, generator: torch.Generator, real_share: float = 0.2) -> Tensor:

@@ -1,7 +1,7 @@
 """The Gaussian diffusion process: noising, and the four names of one prediction.
 
     x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps                                  (noising, `q_sample`)
-    v   = sqrt(abar) eps - sqrt(1 - abar) x_0                                  (the velocity of the rotation)
+    v   = sqrt(abar) eps - sqrt(1 - abar) x_0                                  (velocity of the rotation, `velocity`)
     score = grad log q(x_t) = -eps / sqrt(1 - abar)                            (in expectation)
 
 A network may predict eps, x0, v or the score: given x_t and abar each determines the others
@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "checked_abar", "convert", "q_sample", "spread"]
+__all__ = ["KINDS", "checked_abar", "convert", "q_sample", "spread", "velocity"]
 
 KINDS = ("eps", "x0", "v", "score")
 
@@ -68,6 +68,15 @@ def q_sample(x0: Tensor, eps: Tensor, abar) -> Tensor:
         raise ValueError(f"eps: got shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
     signal, noise = _signal_and_noise(abar, x0)
     return signal * x0 + noise * eps
+
+
+def velocity(x0: Tensor, eps: Tensor, abar) -> Tensor:
+    """What a v-predicting network learns: v = sqrt(abar) eps - sqrt(1 - abar) x0; arguments as in `q_sample`.
+
+    >>> velocity(torch.ones(1, 2), torch.zeros(1, 2), 0.75)
+    tensor([[-0.5000, -0.5000]])
+    """
+    return q_sample(eps, -x0, abar)  # x_t of the pair turned by a right angle
 
 
 def convert(prediction: Tensor, x_t: Tensor, abar, source: str, target: str) -> Tensor:

@@ -10,6 +10,7 @@ Source: latent diffusion (2112.10752), section 3. Taught in notebook 02; trained
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from gsgen_lib.systems.prior import views_together
@@ -73,6 +74,21 @@ def make_scheduler():
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
                          set_alpha_to_one=True, prediction_type="v_prediction", rescale_betas_zero_snr=True,
                          timestep_spacing="trailing", steps_offset=1)
+
+
+class EncodeDecode(nn.Module):
+    """What stage 1 trains: pictures -> latents -> pictures, with the posterior they were drawn from."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, 3, H, W) in [-1, 1] -> decoded (B, 3, H, W), mean and logvar (B, C, h, w)."""
+        posterior = self.vae.encode(x, return_dict=False)[0]
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(x)
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+        return decoded, posterior.mean, posterior.logvar
 
 
 class TextAndUNet(nn.Module):

@@ -25,7 +25,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,18 +36,17 @@ from gsgen_lib.data.captioned_views import (
     draw_pictures,
     draw_rows,
     draw_sets,
-    join_views,
     kept,
     on_background,
     random_backgrounds,
-    real_views,
-    toy_views,
+    training_views,
 )
-from gsgen_lib.diffusion import q_sample
+from gsgen_lib.diffusion import q_sample, velocity
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.systems.prior import Prior, set_prompts
 from gsgen_lib.systems.prior_networks import (
     LENGTH,
+    EncodeDecode,
     TextAndUNet,
     as_pipeline,
     make_autoencoder,
@@ -56,7 +54,7 @@ from gsgen_lib.systems.prior_networks import (
     make_text_encoder,
     make_unet,
 )
-from gsgen_lib.systems.prompt_scorer import make_tokenizer, tokenize
+from gsgen_lib.systems.prompt_scorer import make_tokenizer, token_memory
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
@@ -75,28 +73,24 @@ SETS, DROP, COPIES = 0.3, 0.1, 3
 # ---- stage 1 -------------------------------------------------------------------------------------------------------
 
 
-def autoencoder_loss(vae, pictures: Tensor, generator: torch.Generator) -> dict:
+def autoencoder_loss(model: EncodeDecode, pictures: Tensor, generator: torch.Generator) -> dict:
     """The loss of stage 1 for pictures (B, H, W, 3) in [0, 1]; {"loss", "l1", "lpips", "kl"}."""
     x = pictures.movedim(-1, 1) * 2 - 1  # (B, 3, H, W)
-    posterior = vae.encode(x, return_dict=False)[0]
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(x)
-    decoded = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+    decoded, mean, logvar = model(x, generator)
     l1 = (decoded - x).abs().mean()
     seen = (decoded.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
     perceptual = lpips(seen, pictures, validate=False)
-    kl = posterior.kl().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
     return {"loss": l1 + PERCEPTUAL * perceptual + KL * kl, "l1": l1, "lpips": perceptual, "kl": kl}
 
 
 def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int, batch: int, seed: int, minutes, device):
     """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the hours spent."""
-    vae = seeded(lambda: make_autoencoder(tuple(channels)), seed)
+    model = seeded(lambda: EncodeDecode(make_autoencoder(tuple(channels))), seed)
+    vae = model.vae
 
     def draw_batch(generator):
         return draw_pictures(views, draw_rows(views, batch, generator), generator)[0]
-
-    def loss_fn(model, pictures, generator):
-        return autoencoder_loss(_inner(model), pictures, generator)
 
     shown = torch.linspace(0, len(views) - 1, 16).long()
     truth = on_background(views.images[shown], random_backgrounds(16, torch.Generator().manual_seed(seed)))
@@ -104,12 +98,12 @@ def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int,
     @torch.no_grad()
     def sheet(model):
         x = truth.movedim(-1, 1).to(next(model.parameters()).device) * 2 - 1
-        again = model.decode(model.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
+        again = model.vae.decode(model.vae.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
         return grid(torch.cat([truth, again.cpu()]), 16)
 
     config = TrainConfig(steps=steps, lr=2e-3, warmup=100, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
-    result = train(vae, loss_fn, draw_batch, config, folder, sheet, minutes, device)
+    result = train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
     pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
                              torch.Generator().manual_seed(seed + 2))[0]
     vae.register_to_config(scaling_factor=1.0)
@@ -150,7 +144,7 @@ def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, 
                     seed: int, minutes=None, device=None, sheet=None):
     """Stage 2: train `model` in place on latents (M, copies, C, h, w) of the views; returns the training's result."""
     alphas_cumprod = make_scheduler().alphas_cumprod.float()
-    tokens_of: dict[str, Tensor] = {}
+    tokens = token_memory(tokenizer)
 
     def draw_batch(generator):
         together = bool(torch.rand(1, generator=generator) < SETS)
@@ -162,19 +156,16 @@ def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, 
             copy, dropped = copy.repeat_interleave(4), dropped.repeat_interleave(4)
         sides = together | (torch.rand(len(rows), generator=generator) < 0.5)
         prompts = ["" if d else views.prompt(int(r), bool(s)) for r, d, s in zip(rows, dropped, sides, strict=True)]
-        new = [p for p in dict.fromkeys(prompts) if p not in tokens_of]
-        tokens_of.update(zip(new, tokenize(tokenizer, new), strict=True) if new else ())
-        return latents[rows, copy].float(), torch.stack([tokens_of[p] for p in prompts]), 4 if together else 1
+        return latents[rows, copy].float(), tokens(prompts), 4 if together else 1
 
     def loss_fn(network, data, generator):
-        z, tokens, count = data
+        z, ids, count = data
         eps = torch.randn(z.shape, generator=generator).to(z)
         # the views of a set share t, as they are denoised together
         t = torch.randint(len(alphas_cumprod), (len(z) // count,), generator=generator).repeat_interleave(count)
         abar = alphas_cumprod[t].to(z)
-        signal, noise = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
-        prediction = network(q_sample(z, eps, abar), t.to(z.device), tokens, count)
-        return F.mse_loss(prediction.float(), signal * eps - noise * z)
+        prediction = network(q_sample(z, eps, abar), t.to(z.device), ids, count)
+        return F.mse_loss(prediction.float(), velocity(z, eps, abar))
 
     config = TrainConfig(steps=steps, lr=1e-3, warmup=min(500, steps // 4), weight_decay=0.01, ema_decay=0.9995,
                          checkpoint_every=500, seed=seed)
@@ -218,7 +209,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p, out, start = PRESETS[preset], Path(out), time.perf_counter()
     if views is None:
-        views = kept(out / "views.safetensors", lambda: prior_data(p["toys"], p["real"], seed))
+        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], TOY_SEED + seed, p["real"]))
     vae, first = train_autoencoder(views, out / "autoencoder", p["vae_channels"], p["vae_steps"], p["vae_batch"], seed,
                                    minutes, device)
     if first.step < p["vae_steps"]:
@@ -238,12 +229,6 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
              "loss": {"autoencoder": first.log[-1]["loss"], "diffusion": second.log[-1]["loss"]} if first.log and second.log
              else {}}
     return save_prior(pipeline, out / "model", facts)
-
-
-def prior_data(toys: int, real: bool, seed: int = 0) -> CaptionedViews:
-    """The pictures to learn from: `toys` new toys, ten views each, and the real training objects."""
-    views = toy_views(toys, np.random.default_rng(TOY_SEED + seed), progress=True)
-    return join_views(views, real_views("train")) if real else views
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
@@ -280,7 +265,3 @@ def grid(pictures: Tensor, columns: int) -> Tensor:
     count, h, w, _ = pictures.shape
     rows = pictures.reshape(count // columns, columns, h, w, 3)
     return rows.permute(0, 2, 1, 3, 4).reshape(count // columns * h, columns * w, 3)
-
-
-def _inner(model):
-    return getattr(model, "module", model)

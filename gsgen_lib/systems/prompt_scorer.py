@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from gsgen_lib.data.captioned_views import VIEW_WORDS
 
 __all__ = ["PromptScorer", "Scorer", "ScorerConfig", "contrastive_loss", "load_scorer", "make_tokenizer", "rank_of_own",
-           "save_scorer"]
+           "save_scorer", "token_memory", "tokenize"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class PromptScorer(nn.Module):
         self.text_head = nn.Linear(c.width, c.embed)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both towers at once, for training."""
-        return self.embed_images(images), self.embed_tokens(tokens)
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the loss needs: unit vectors of pictures and of prompts, and `log_scale`."""
+        return self.embed_images(images), self.embed_tokens(tokens), self.log_scale
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, embed) of pictures (B, H, W, 3) in [0, 1]; other sizes than 64 are resized. Differentiable."""
@@ -129,6 +130,24 @@ def tokenize(tokenizer, prompts: list[str]) -> Tensor:
     """Token ids (B, model_max_length) of B prompts; longer ones are cut."""
     return tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
                      return_tensors="pt").input_ids
+
+
+def token_memory(tokenizer) -> Callable[[list[str]], Tensor]:
+    """`tokenize` that remembers: training asks for the same few thousand prompts a million times.
+
+    >>> remember = token_memory(make_tokenizer(["a red mug"]))
+    >>> bool((remember(["a", "b", "a"]) == tokenize(make_tokenizer(["a red mug"]), ["a", "b", "a"])).all())
+    True
+    """
+    known: dict[str, Tensor] = {}
+
+    def tokens(prompts: list[str]) -> Tensor:
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
+        if new:
+            known.update(zip(new, tokenize(tokenizer, new), strict=True))
+        return torch.stack([known[p] for p in prompts])
+
+    return tokens
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, prompts: list[str], log_scale: Tensor) -> Tensor:

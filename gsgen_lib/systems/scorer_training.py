@@ -24,12 +24,11 @@ from gsgen_lib.data.captioned_views import (
     CaptionedViews,
     draw_pictures,
     draw_rows,
-    join_views,
     kept,
     on_background,
     random_backgrounds,
-    real_views,
     toy_views,
+    training_views,
     view_word,
 )
 from gsgen_lib.data.toys import parse_caption
@@ -41,7 +40,7 @@ from gsgen_lib.systems.prompt_scorer import (
     load_scorer,
     make_tokenizer,
     save_scorer,
-    tokenize,
+    token_memory,
 )
 from gsgen_lib.training import TrainConfig, seeded, train
 
@@ -72,12 +71,6 @@ def disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (x + noise).clamp(0, 1).movedim(1, -1)
 
 
-def scorer_data(toys: int, real: bool, seed: int = 0, progress: bool = False) -> CaptionedViews:
-    """The pictures to learn from: `toys` new toys, ten views each, and the real training objects."""
-    views = toy_views(toys, np.random.default_rng(TOY_SEED + seed), progress=progress)
-    return join_views(views, real_views("train")) if real else views
-
-
 def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", steps: int | None = None, seed: int = 0,
                  minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train a prompt scorer; the finished model is out/model (config, weights, tokenizer, card). Resumable.
@@ -90,23 +83,21 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
     p = PRESETS[preset]
     steps, out, start = steps or p["steps"], Path(out), time.perf_counter()
     if views is None:
-        views = kept(out / "views.safetensors", lambda: scorer_data(p["toys"], p["real"], seed, progress=True))
+        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], TOY_SEED + seed, p["real"]))
     tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
-    tokens_of: dict[str, Tensor] = {}
+    tokens = token_memory(tokenizer)
 
     def draw_batch(generator):
         rows = draw_rows(views, p["batch"], generator)
         pictures, prompts = draw_pictures(views, rows, generator)
         short = torch.rand(len(rows), generator=generator) < 1 / 3
         prompts = [views.captions[int(r)] if s else q for r, s, q in zip(rows, short, prompts, strict=True)]
-        new = [q for q in prompts if q not in tokens_of]
-        tokens_of.update(zip(new, tokenize(tokenizer, new), strict=True) if new else ())
-        return disturb(pictures, generator), torch.stack([tokens_of[q] for q in prompts]), prompts
+        return disturb(pictures, generator), tokens(prompts), prompts
 
     def loss_fn(model, batch, generator):
-        pictures, tokens, prompts = batch
-        images, texts = model(pictures, tokens)
-        return contrastive_loss(images, texts, prompts, _inner(model).log_scale)
+        pictures, ids, prompts = batch
+        images, texts, log_scale = model(pictures, ids)
+        return contrastive_loss(images, texts, prompts, log_scale)
 
     model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
@@ -120,10 +111,6 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
         "name": "prompt_scorer", "command": f"gsgen train scorer --preset {preset}", "seed": seed, "steps": result.step,
         "hours": round(result.seconds / 3600, 2), "seconds_in_all": round(time.perf_counter() - start),
         "parameters": sum(v.numel() for v in model.parameters()), "metrics": metrics})
-
-
-def _inner(model):
-    return getattr(model, "module", model)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
-from gsgen_lib.systems.prior_networks import make_autoencoder, make_unet
+from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_unet
 from gsgen_lib.systems.prior_training import autoencoder_loss, grid
 from gsgen_lib.training import seeded
 
@@ -158,7 +158,7 @@ def test_views_must_be_positive():
 def test_autoencoder_loss_adds_up():
     vae = seeded(lambda: make_autoencoder((16, 16, 16)), 0)
     pictures = torch.rand(2, 64, 64, 3, generator=gen())
-    parts = autoencoder_loss(vae, pictures, gen(1))
+    parts = autoencoder_loss(EncodeDecode(vae), pictures, gen(1))
     assert parts["loss"].item() == pytest.approx((parts["l1"] + 0.3 * parts["lpips"] + 1e-6 * parts["kl"]).item(), rel=1e-5)
     z = vae.encode(pictures.movedim(-1, 1) * 2 - 1).latent_dist
     by_hand = 0.5 * (z.mean**2 + z.var - 1 - z.var.log()).sum((1, 2, 3)).mean()  # KL to N(0, I)
