@@ -60,14 +60,15 @@ from gsgen_lib.training import TrainConfig, seeded, train
 PRESETS = {
     "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
                  batch=8),
-    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4000, vae_batch=16,
-                steps=24000, batch=32),
+    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4500, vae_batch=8,
+                steps=16000, batch=32),
     "gpu": dict(toys=20000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=40000, vae_batch=64,
                 steps=150000, batch=256),
 }
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
 SETS, DROP, COPIES = 0.3, 0.1, 3
+ATTENTION = 1  # at the 8 x 8 level only: at 16 x 16 too a step takes twice as long
 
 
 # ---- stage 1 -------------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about five hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (about three hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
@@ -217,7 +218,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
         return {}
     latents = kept_latents(out / "latents.safetensors", vae, views, seed)
     tokenizer = prompt_tokenizer(views)
-    model = seeded(lambda: TextAndUNet(make_unet(tuple(p["channels"]), latents.shape[-1], latents.shape[2]),
+    model = seeded(lambda: TextAndUNet(make_unet(tuple(p["channels"]), latents.shape[-1], latents.shape[2], ATTENTION),
                                        make_text_encoder(len(tokenizer))), seed)
     second = train_diffusion(views, latents, model, tokenizer, out / "diffusion", steps or p["steps"], p["batch"], seed,
                              minutes, device, sample_sheet(views, vae, tokenizer))
