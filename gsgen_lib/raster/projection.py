@@ -54,6 +54,10 @@ def project(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False, n
     torch.Size([3, 1, 3])
     """
     W, H = cameras.width, cameras.height
+    dtype = gaussians.means.dtype
+    if gaussians.means.device.type != "mps":  # which has no float64
+        # a needle's determinant a c - b^2 loses its digits in float32, and gradients divide by it
+        gaussians, cameras = gaussians.to(torch.float64), cameras.to(torch.float64)
     R, t = cameras.viewmats[..., :, :3, :3], cameras.viewmats[..., :, :3, 3]  # (..., V, 3, 3), (..., V, 3)
     mean_c = torch.einsum("...vij,...nj->...vni", R, gaussians.means) + t[..., :, None, :]  # (..., V, N, 3)
     depths = mean_c[..., 2]
@@ -96,4 +100,4 @@ def project(gaussians: Gaussians, cameras: Cameras, antialiased: bool = False, n
         keep = keep & ((rx > radius_clip) | (ry > radius_clip))
         keep = keep & (u + rx > 0) & (u - rx < W) & (v + ry > 0) & (v - ry < H)
         radii = torch.stack([rx, ry], -1).nan_to_num(0).to(torch.int32) * keep[..., None]
-    return Projected(means2d, conics, depths, opacities, radii)
+    return Projected(means2d.to(dtype), conics.to(dtype), depths.to(dtype), opacities.to(dtype), radii)
