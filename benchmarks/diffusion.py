@@ -4,7 +4,8 @@
    Sliced Wasserstein distance to fresh data, and, as the floor, of data to fresh data.
 2. The shipped prior on captions that training never had: one sample each, no selection. Is the sample's own caption
    ranked first among 50 by the prompt scorer, is its view word the best of four, and how far are the samples from
-   true renders of the same captions (KID; one picture per caption), with two sets of true renders as the floor?
+   true renders of the same captions (KID; one picture per caption), with two sets of true renders as the floor? The
+   control: the same samples under the captions of others.
 3. The shipped prompt scorer on true renders of held-out toys.
 """
 
@@ -14,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from gsgen_lib.data.captioned_views import VIEW_WORDS, on_background, random_backgrounds, toy_views
+from gsgen_lib.data.captioned_views import toy_views
 from gsgen_lib.diffusion import (
     GaussianMixture,
     alphas_cumprod_of,
@@ -23,12 +24,13 @@ from gsgen_lib.diffusion import (
     flow_sample,
     linear_betas,
 )
-from gsgen_lib.distributions import kid, sliced_wasserstein
-from gsgen_lib.image_features import features_name, image_features
+from gsgen_lib.distributions import sliced_wasserstein
+from gsgen_lib.image_features import features_name
 from gsgen_lib.metrics import bootstrap_ci
 from gsgen_lib.pretrained import folder_of
 from gsgen_lib.systems.prior import load_prior
-from gsgen_lib.systems.prompt_scorer import load_scorer, rank_of_own
+from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
+from gsgen_lib.systems.prompt_scorer import load_scorer
 from gsgen_lib.systems.scorer_training import scorer_metrics
 
 STEPS = (1, 2, 3, 5, 8, 12, 20, 50, 100, 300, 1000)
@@ -79,45 +81,23 @@ def steps_rows(seeds: int, points: int) -> tuple[list[dict], dict]:
     return rows, first
 
 
-def test_captions(count: int, seed: int):
-    """`count` toys with held-out combinations, their view words in turn, and true renders of each from two angles."""
-    rng = np.random.default_rng(4_000_000 + seed)
-    views = toy_views(count, rng, "test", sets=2, overhead=2)
-    # of each toy one view, in turn front, side, back, overhead; the second render is of the other set
-    place = torch.tensor([0, 1, 2, 8])[torch.arange(count) % 4]
-    rows = 10 * torch.arange(count) + place
-    others = 10 * torch.arange(count) + torch.where(place == 8, 9, place + 4)
-    captions = [views.captions[int(i)] for i in rows]
-    words = [VIEW_WORDS[i % 4] for i in range(count)]
-    assert all(views.prompt(int(i)).endswith(w) for i, w in zip(rows, words, strict=True))
-    colors = random_backgrounds(count, torch.Generator().manual_seed(seed))
-    return captions, words, on_background(views.images[rows], colors), on_background(views.images[others], colors)
-
-
 def main(captions: int = 100, seed: int = 0, seeds: int = 3, points: int = 4000, steps: int = 30,
          guidance_scale: float = 3.0, prior: str = "prior", scorer: str = "prompt_scorer") -> dict:
     """Run all three parts. prior, scorer: shipped names or folders; the last options are the sampler's."""
     rows, first = steps_rows(seeds, points)
     judge, painter = load_scorer(scorer), load_prior(prior)
-    texts, words, truth, others = test_captions(captions, seed)
+    asked = held_out_prompts(captions, seed)
     start = time.perf_counter()
-    pictures = torch.cat([painter.sample([f"{c}, {w}" for c, w in zip(texts[i:i + 25], words[i:i + 25], strict=True)], steps,
-                                         guidance_scale, generator=torch.Generator().manual_seed(seed + i))
-                          for i in range(0, captions, 25)])
+    pictures = draw_all(lambda prompts, g: painter.sample(prompts, steps, guidance_scale, generator=g), asked.prompts, seed)
     seconds = (time.perf_counter() - start) / captions
-    table = []
-    for name, images in (("samples", pictures), ("true renders", truth)):
-        ranks = rank_of_own(judge, images, texts, min(49, captions - 1), torch.Generator().manual_seed(seed))
-        seen = [a == b for a, b in zip(judge.view(images, texts), words, strict=True)]
-        table.append({"pictures": name, "own caption first of 50": round((ranks == 0).float().mean().item(), 3),
-                      "right view word": round(sum(seen) / captions, 3)})
-    a, b, c = (image_features(x) for x in (pictures, truth, others))
-    apart, floor = kid(a, b, features=features_name()), kid(c, b, features=features_name())
-    for row, distance in zip(table, (apart, floor), strict=True):
-        row["KID to true renders"] = f"{distance.value:.3f} ± {distance.std:.3f}"
+    scores = {"samples": picture_scores(pictures, asked, judge, seed=seed),
+              "samples, captions shuffled": picture_scores(pictures.roll(4, 0), asked, judge, seed=seed),
+              "true renders": picture_scores(asked.truth, asked, judge, asked.others, seed)}
+    table = [{"pictures": name, f"own caption first of {s['among']}": s["own_first"], "right view word": s["view_word"],
+              "KID to true renders": f"{s['kid']:.3f} ± {s['kid_error']:.3f}"} for name, s in scores.items()]
     tests = scorer_metrics(judge, toy_views(200, np.random.default_rng(5_000_000 + seed), "test"), seed)
     size = sum(f.stat().st_size for f in folder_of(prior).rglob("*.safetensors")) / 1e6 if prior == "prior" else math.nan
-    top, view = table[0]["own caption first of 50"], table[0]["right view word"]
+    top, view = scores["samples"]["own_first"], scores["samples"]["view_word"]
     bars = [{"id": "own caption first of 50, share of samples", "value": top, "bar": 0.85, "ok": top >= 0.85},
             {"id": "right view word, share of samples", "value": view, "bar": 0.85, "ok": view >= 0.85},
             {"id": "scorer: top 1 of 50 on true renders", "value": tests["top1"], "bar": 0.95, "ok": tests["top1"] >= 0.95},

@@ -4,11 +4,11 @@
     python -m tools.gpu_session raster_gpu          some of them
     python -m tools.gpu_session --list
 
-Runs the GPU tests and the GPU benchmarks one after the other, each in a process of its own that
-is ended when its budget is spent, and prints one JSON object: the machine, and for each step its
-seconds, exit code and result (a benchmark's JSON, or the last lines printed). A machine that has
-torch with CUDA but lacks other packages can have them on PYTHONPATH. The exit code is 1 if any
-step failed.
+Runs the GPU tests, the GPU benchmarks and the `gpu` presets of the trainings one after the
+other, each in a process of its own that is ended when its budget is spent, and prints one
+JSON object: the machine, and for each step its seconds, exit code and result (a benchmark's JSON, or the last lines printed). A machine that has
+torch with CUDA but lacks other packages can have them on PYTHONPATH. Trained models are also copied to
+the folder $OUT where that is set. The exit code is 1 if any step failed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from tools.repo_name import ROOT
 
-BENCH = ("-m", "gsgen_lib.cli", "bench")
+BENCH, TRAIN = ("-m", "gsgen_lib.cli", "bench"), ("-m", "gsgen_lib.cli", "train")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Step:
 STEPS = (
     Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"), 400),
     Step("raster_gpu", (*BENCH, "raster_gpu", "--json"), 400),
+    # The trainings resume: run a step again, on the same machine, until its model is whole.
+    Step("scorer", (*TRAIN, "scorer", "--preset", "gpu", "--minutes", "7"), 580),
+    Step("prior", (*TRAIN, "prior", "--preset", "gpu", "--minutes", "4"), 580),
 )
 
 
@@ -87,6 +92,9 @@ def main() -> int:
 
     chosen = [step for step in STEPS if not arguments.names or step.name in arguments.names]
     steps = [run_step(step) for step in chosen]
+    if os.environ.get("OUT"):  # where a borrowed machine hands files back
+        for model in (ROOT / "runs").glob("*/model"):
+            shutil.copytree(model, Path(os.environ["OUT"]) / model.parent.name, dirs_exist_ok=True)
     print(json.dumps({"machine": machine(), "commit": commit(), "steps": steps}))
     return 1 if any(step["rc"] for step in steps) else 0
 

@@ -44,6 +44,7 @@ from gsgen_lib.data.captioned_views import (
 from gsgen_lib.diffusion import q_sample, velocity
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.systems.prior import Prior, set_prompts
+from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
 from gsgen_lib.systems.prior_networks import (
     LENGTH,
     EncodeDecode,
@@ -54,7 +55,7 @@ from gsgen_lib.systems.prior_networks import (
     make_text_encoder,
     make_unet,
 )
-from gsgen_lib.systems.prompt_scorer import make_tokenizer, token_memory
+from gsgen_lib.systems.prompt_scorer import load_scorer, make_tokenizer, token_memory
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
@@ -62,8 +63,8 @@ PRESETS = {
                  batch=8),
     "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4500, vae_batch=8,
                 steps=16000, batch=32),
-    "gpu": dict(toys=20000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=40000, vae_batch=64,
-                steps=150000, batch=256),
+    "gpu": dict(toys=5000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=8000, vae_batch=64,
+                steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
@@ -229,7 +230,17 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
              "seconds_in_all": round(time.perf_counter() - start),
              "loss": {"autoencoder": first.log[-1]["loss"], "diffusion": second.log[-1]["loss"]} if first.log and second.log
              else {}}
+    if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():
+        facts["metrics"] = card_metrics(Prior(pipeline, "prior"), seed)
     return save_prior(pipeline, out / "model", facts)
+
+
+def card_metrics(prior: Prior, seed: int = 0) -> dict:
+    """What the card says of the finished prior: `picture_scores` of 100 samples, and of true renders beside them."""
+    asked, judge = held_out_prompts(100, seed), load_scorer()
+    pictures = draw_all(lambda prompts, g: prior.sample(prompts, generator=g), asked.prompts, seed)
+    return {"samples": picture_scores(pictures, asked, judge, seed=seed),
+            "true_renders": picture_scores(asked.truth, asked, judge, asked.others, seed)}
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:

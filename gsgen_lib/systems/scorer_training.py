@@ -47,7 +47,7 @@ from gsgen_lib.training import TrainConfig, seeded, train
 PRESETS = {
     "tiny": dict(toys=12, steps=30, batch=16, real=False),
     "cpu": dict(toys=1500, steps=5000, batch=96, real=True),
-    "gpu": dict(toys=8000, steps=20000, batch=512, real=True),
+    "gpu": dict(toys=4000, steps=8000, batch=512, real=True),
 }
 TOY_SEED = 2_000_000  # the prior's toys start at 1_000_000, the test's at 3_000_000
 

@@ -1,0 +1,83 @@
+"""Is the prior any good? Samples for captions that training never had, one each, no selection.
+
+    own_first   share of samples whose own caption the prompt scorer ranks first among 50
+    view_word   share of samples whose view word it finds the best of four
+    kid         kernel distance of the samples' features to those of true renders of the same captions
+
+The scorer learned from other toys than the prior, and sees held-out combinations only. Each number needs its
+neighbours: true renders scored the same way (what the judge gets wrong by itself; the floor of KID), and samples
+under shuffled captions (what a judge would say that liked everything). Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsgen_lib.data.captioned_views import VIEW_WORDS, on_background, random_backgrounds, toy_views
+from gsgen_lib.distributions import kid
+from gsgen_lib.image_features import features_name, image_features
+from gsgen_lib.systems.prompt_scorer import Scorer, rank_of_own
+
+TOY_SEED = 4_000_000  # of held-out toys, apart from those of training and of the scorer's test
+
+
+@dataclass(frozen=True)
+class Asked:
+    """captions, words: P of each; truth, others (P, 64, 64, 3): true renders of them from two different angles."""
+
+    captions: list[str]
+    words: list[str]
+    truth: Tensor
+    others: Tensor
+
+    @property
+    def prompts(self) -> list[str]:
+        """Caption and view word together."""
+        return [f"{c}, {w}" for c, w in zip(self.captions, self.words, strict=True)]
+
+
+def held_out_prompts(count: int = 100, seed: int = 0) -> Asked:
+    """`count` toys with combinations that training never has; view words in turn: front, side, back, overhead.
+
+    >>> held_out_prompts(4).words
+    ['front view', 'side view', 'back view', 'overhead view']
+    """
+    views = toy_views(count, np.random.default_rng(TOY_SEED + seed), "test", sets=2, overhead=2)
+    place = torch.tensor([0, 1, 2, 8])[torch.arange(count) % 4]  # of a toy's ten views: two sets of four, two from above
+    rows = 10 * torch.arange(count) + place
+    others = 10 * torch.arange(count) + torch.where(place == 8, 9, place + 4)
+    colors = random_backgrounds(count, torch.Generator().manual_seed(seed))
+    return Asked([views.captions[int(i)] for i in rows], [VIEW_WORDS[i % 4] for i in range(count)],
+                 on_background(views.images[rows], colors), on_background(views.images[others], colors))
+
+
+def draw_all(draw: Callable[[list[str], torch.Generator], Tensor], prompts: list[str], seed: int = 0, batch: int = 25) -> Tensor:
+    """One picture for each prompt, `batch` at a time: (P, H, W, 3). draw(prompts, generator) -> (B, H, W, 3).
+
+    >>> draw_all(lambda prompts, generator: torch.rand(len(prompts), 2, 2, 3, generator=generator), ["a"] * 30).shape
+    torch.Size([30, 2, 2, 3])
+    """
+    return torch.cat([draw(prompts[i:i + batch], torch.Generator().manual_seed(seed + i)).cpu()
+                      for i in range(0, len(prompts), batch)])
+
+
+def picture_scores(pictures: Tensor, asked: Asked, judge: Scorer, against: Tensor | None = None, seed: int = 0) -> dict:
+    """{"own_first", "view_word", "kid", "kid_error", "pictures", "among"} of pictures (P, H, W, 3), one per prompt asked.
+
+    against: true renders for KID (default: `asked.truth`). ValueError where the number of pictures is another one.
+    """
+    if len(pictures) != len(asked.captions):
+        raise ValueError(f"pictures: got {len(pictures)}, wanted {len(asked.captions)}, one for each prompt")
+    rivals = min(49, len(set(asked.captions)) - 1)
+    ranks = rank_of_own(judge, pictures, asked.captions, rivals, torch.Generator().manual_seed(seed))
+    views = judge.view(pictures, asked.captions)
+    apart = kid(image_features(pictures), image_features(asked.truth if against is None else against),
+                features=features_name())
+    return {"own_first": round((ranks == 0).float().mean().item(), 4),
+            "view_word": round(sum(a == b for a, b in zip(views, asked.words, strict=True)) / len(views), 4),
+            "kid": round(apart.value, 4), "kid_error": round(apart.std, 4), "pictures": len(pictures), "among": rivals + 1}

@@ -1,0 +1,91 @@
+"""The code makes such models: tiny trainings fall below stated baselines, ship as they are loaded, and resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import draw_pictures, draw_rows, toy_views
+from gsgen_lib.systems import prior_training, scorer_training
+from gsgen_lib.systems.prior import load_prior
+from gsgen_lib.systems.prompt_scorer import load_scorer, rank_of_own
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def views():
+    return toy_views(6, np.random.default_rng(11))
+
+
+@pytest.fixture(scope="module")
+def trained(views, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    return folder, prior_training.train_prior(folder, "tiny", views=views, device="cpu")
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_autoencoder_beats_the_best_plain_colour(trained, views):
+    """Baseline: each picture replaced by its own median colour, the best constant in L1."""
+    prior = load_prior(trained[0] / "model")
+    pictures = draw_pictures(views, draw_rows(views, 24, gen()), gen(1))[0]
+    with torch.no_grad():
+        error = (prior.decode(prior.encode_image(pictures)) - pictures).abs().mean((1, 2, 3))
+    plain = (pictures - pictures.flatten(1, 2).median(1).values[:, None, None]).abs().mean((1, 2, 3))
+    assert error.mean() < plain.mean()
+    losses = [row["loss"] for row in rows_of(trained[0] / "autoencoder")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_diffusion_model_beats_the_best_linear_guess(trained):
+    """Latents and noise have variance 1, so v and x_t are uncorrelated and the best linear guess of v is 0: loss 1."""
+    losses = [row["loss"] for row in rows_of(trained[0] / "diffusion")]
+    assert losses[-1] < 0.85 < losses[0]
+
+
+def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
+    folder, card = trained
+    assert pretrained.checked_folder(folder / "model") and card["name"] == "prior"
+    assert card["steps"] == {"autoencoder": prior_training.PRESETS["tiny"]["vae_steps"],
+                             "diffusion": prior_training.PRESETS["tiny"]["steps"]}
+    prior = load_prior(folder / "model")
+    assert prior.prediction == "v" and prior.alphas_cumprod[-1] == 0  # zero terminal SNR
+    a = prior.sample(["a red mug, front view"] * 2, 2, generator=gen())
+    assert a.shape == (2, 64, 64, 3) and (a[0] - a[1]).abs().max() > 0
+    samples = sorted(p.name for p in (folder / "diffusion").glob("samples_*.png"))
+    assert samples[-1] == f"samples_{prior_training.PRESETS['tiny']['steps']:06d}.png"
+
+
+def test_calling_again_trains_nothing_anew(trained, views):
+    folder, card = trained
+    before = (folder / "diffusion/checkpoint.pt").read_bytes()
+    again = prior_training.train_prior(folder, "tiny", views=views, device="cpu")
+    assert (folder / "diffusion/checkpoint.pt").read_bytes() == before
+    assert again["sha256"] == card["sha256"]  # the same weights, to the bit
+    with pytest.raises(ValueError, match="holds latents of 60 views, wanted 10"):
+        prior_training.train_prior(folder, "tiny", views=toy_views(1, np.random.default_rng(0)), device="cpu")
+    with pytest.raises(ValueError, match="preset: got 'huge'"):
+        prior_training.train_prior(folder, "huge")
+
+
+def test_the_scorer_learns_to_tell_its_toys_apart(views, tmp_path):
+    """Baseline: chance, one in six; an untrained judge is the control."""
+    card = scorer_training.train_scorer(tmp_path, "tiny", views=views, device="cpu")
+    scorer = load_scorer(tmp_path / "model")
+    one_each = torch.arange(0, len(views), 10)
+    pictures = torch.cat([draw_pictures(views, one_each, gen(s))[0] for s in range(4)])
+    captions = [views.captions[int(i)] for i in one_each] * 4
+
+    def first(judge):
+        return (rank_of_own(judge, pictures, captions, 5, gen()) == 0).float().mean().item()
+
+    assert first(scorer) > 0.5
+    assert rows_of(tmp_path)[-1]["loss"] < rows_of(tmp_path)[0]["loss"]
+    assert 0 <= card["metrics"]["top1"] <= 1 and card["metrics"]["pictures"] == 400
