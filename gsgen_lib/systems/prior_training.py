@@ -62,7 +62,7 @@ PRESETS = {
     "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
                  batch=8),
     "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4500, vae_batch=8,
-                steps=16000, batch=32),
+                steps=10000, batch=32),
     "gpu": dict(toys=5000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=8000, vae_batch=64,
                 steps=20000, batch=256),
 }
@@ -203,7 +203,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about three hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (about two hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
