@@ -2,7 +2,7 @@
 
 Each is a folder data/checkpoints/NAME of safetensors and JSON files with a card.json:
 
-    {"name", "command", "commit", "seed", "hours", "machine", "metrics": {...}, "sha256": {file: hash}}
+    {"name", "command", "seed", "hours", "metrics": {...}, "commit", "machine", "licence", "sha256": {file: hash}}
 
 `load_or_train(name)` loads it, or, where it is absent, trains one here with the same command; a file whose
 hash differs from the card's is refused, with the reason. Nothing is ever unpickled. Taught in notebook 02.
@@ -19,6 +19,7 @@ from gsgen_lib.data import data_root
 
 __all__ = ["CHECKPOINTS", "checked_folder", "load_or_train", "read_card", "write_card"]
 
+LICENCE = "MIT, as the code; learned from renders of the course's toys and of its real training objects (data/CREDITS.md)"
 # name -> (module, function that loads it from the shipped folder, function that trains it into a folder)
 CHECKPOINTS: dict[str, tuple[str, str, str]] = {
     "prior": ("gsgen_lib.systems.prior", "load_prior", "gsgen_lib.systems.prior_training:train_prior"),
@@ -48,7 +49,7 @@ def read_card(folder: str | Path) -> dict:
 
 
 def write_card(folder: str | Path, facts: dict) -> dict:
-    """Write card.json: the facts given, and the sha256 of every other file of the folder.
+    """Write card.json: the facts given, commit, machine, licence, and the sha256 of every other file of the folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +57,12 @@ def write_card(folder: str | Path, facts: dict) -> dict:
     ...     sorted(write_card(folder, {"name": "test"})["sha256"])
     ['model.json']
     """
+    from gsgen_lib import bench
+
     folder = Path(folder)
+    where = {"commit": bench.commit(), "machine": bench.machine(), "licence": LICENCE}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "card.json")
-    card = {**facts, "sha256": {p.relative_to(folder).as_posix(): _digest(p) for p in files}}
+    card = {**facts, **where, "sha256": {p.relative_to(folder).as_posix(): _digest(p) for p in files}}
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
 

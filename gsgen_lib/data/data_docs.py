@@ -29,8 +29,9 @@ our own shading, sampled to coloured surface points, renamed; the shipped meshes
 textures of at most 512 pixels a side. The creators endorse neither these changes nor this project.
 
 The pictures, points and meshes keep the licence of their object: if you pass them on, pass on its credit.
-The trained weights in `checkpoints/` come from elsewhere: each has a card (`NAME.json`) with its source and
-licence, and the licence texts beside it (`NAME.LICENSES.txt`).
+Weights in `checkpoints/` that come from elsewhere have a card (`NAME.json`) with source and licence, and the
+licence texts beside it (`NAME.LICENSES.txt`); models in the folders `checkpoints/NAME` were trained by this
+project on renders of its toys and of the objects of the training split below.
 This file was written by `gsgen data build` from `objects.json`.
 """
 _CARD = """# The shipped objects
@@ -48,7 +49,8 @@ Written by `gsgen data build` ({command}). Read them with
 | `meshes/ID.glb` | the mesh, for {n_meshes} objects under CC0 |
 | `selection.json` | which of the 820 models of the libraries were kept, with what name and split, and why the others were not |
 | `CREDITS.md` | licence, creator and source of every object |
-| `checkpoints/NAME.safetensors` | trained weights (not made by the build); `NAME.json` holds source, licence and SHA-256, `NAME.LICENSES.txt` the licences |
+| `checkpoints/NAME.safetensors` | weights from elsewhere (not made by the build); `NAME.json` holds source, licence and SHA-256, `NAME.LICENSES.txt` the licences |
+| `checkpoints/NAME/` | a model trained by `gsgen train` (not made by the build); `card.json` holds command, seed, hours, scores, licence and SHA-256 |
 
 Objects are centred, y up, the front towards +z, with max |coordinate| <= 0.5 and max norm <= 0.6. Cameras stand
 at distance {radius} with a field of view of {fov} degrees and look at the origin: views 0 to 7 at elevation 15
