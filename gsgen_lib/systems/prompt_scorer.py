@@ -4,9 +4,11 @@ Two networks map pictures and prompts to unit vectors; training pulls a picture 
 and away from the other prompts of the batch (contrastive learning, CLIP, 2103.00020 section 2.3):
 
     u_i = image_tower(x_i) / |.|,   w_j = text_tower(p_j) / |.|,   s_ij = exp(`log_scale`) u_i . w_j
-    loss = 1/2 [ CE(s_i., i) + CE(s_.j, j) ]
+    loss = 1/2 [ CE(s_i., i) + CE(s_.j, j) ] + CE( s of picture i with its own prompt and with near misses, own )
 
-Where two prompts of a batch are equal, both count as right (the target is spread over them). Pictures are
+Where two prompts of a batch are equal, both count as right (the target is spread over them). Near misses are the own
+prompt with one word changed; prompts of other pictures differ in so much that a judge could pass by looking at the
+noun and the colour alone. Pictures are
 renders of other toys than the prior's, on random backgrounds, blurred and noised a little so that the judge looks
 at shape and colour rather than at pixels. It answers: which of 50 captions fits best? which view word?
 
@@ -81,8 +83,10 @@ class PromptScorer(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that the loss needs: unit vectors of pictures and of prompts, and `log_scale`."""
-        return self.embed_images(images), self.embed_tokens(tokens), self.log_scale
+        """All that the loss needs: pictures (B, H, W, 3), tokens (B, T, L) of T prompts for each -> unit vectors (B, embed)
+        and (B, T, embed), and `log_scale`."""
+        texts = self.embed_tokens(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return self.embed_images(images), texts, self.log_scale
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, embed) of pictures (B, H, W, 3) in [0, 1]; other sizes than 64 are resized. Differentiable."""
@@ -159,12 +163,27 @@ def contrastive_loss(images: Tensor, texts: Tensor, prompts: list[str], log_scal
     >>> contrastive_loss(eye, eye, ["a", "a"], torch.tensor(0.0))
     tensor(0.8133)
     """
-    scores = log_scale.clamp(max=math.log(100.0)).exp() * images @ texts.T  # (B, B)
+    scores = scale_of(log_scale) * images @ texts.T  # (B, B)
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     ids = torch.tensor([number[p] for p in prompts], device=scores.device)
     same = (ids[:, None] == ids).float()
     same = same / same.sum(1, keepdim=True)  # symmetric: a row's sum is its group's size
     return (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
+
+
+def near_miss_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """Cross entropy of finding the own prompt, the first of T, among its near misses; images (B, E), texts (B, T, E).
+
+    >>> near_miss_loss(torch.tensor([[1.0, 0.0]]), torch.eye(2)[None], torch.tensor(0.0))  # log(1 + exp(-1))
+    tensor(0.3133)
+    """
+    scores = scale_of(log_scale) * (texts @ images[:, :, None])[..., 0]  # (B, T)
+    return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
+
+
+def scale_of(log_scale: Tensor) -> Tensor:
+    """exp(log_scale), at most 100 as in CLIP."""
+    return log_scale.clamp(max=math.log(100.0)).exp()
 
 
 class Scorer:

@@ -2,7 +2,9 @@
 
 Data: toys rendered for this purpose alone (another seed than the prior's), and the real training objects.
 Each picture gets a random plain background and is shifted, scaled, blurred and noised a little; its prompt is
-"caption, view word" or, one time in three, the caption alone. Loss: `prompt_scorer.contrastive_loss`.
+"caption, view word" or, one time in three, the caption alone. Beside it stand `MISSES` near misses (`near_misses`):
+other view words, and the caption with one attribute changed, never to a combination that is held out: else the judge
+would learn that such captions are always wrong. Loss: `contrastive_loss` + `near_miss_loss` of `prompt_scorer`.
 
 The test: toys of combinations that training never has. For each picture, is its own caption ranked first among 50
 captions (`top1`)? Is its view word the best of four (`view_accuracy`)? `confusions` says what differed where it failed.
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import (
+    VIEW_WORDS,
     CaptionedViews,
     draw_pictures,
     draw_rows,
@@ -31,7 +34,16 @@ from gsgen_lib.data.captioned_views import (
     training_views,
     view_word,
 )
-from gsgen_lib.data.toys import parse_caption
+from gsgen_lib.data.toy_words import (
+    BUILDS,
+    COLORS,
+    PATTERN_COLORS,
+    PATTERNS,
+    combinations,
+    make_caption,
+    parse_caption,
+    pattern_colors,
+)
 from gsgen_lib.systems.prompt_scorer import (
     PromptScorer,
     Scorer,
@@ -39,6 +51,7 @@ from gsgen_lib.systems.prompt_scorer import (
     contrastive_loss,
     load_scorer,
     make_tokenizer,
+    near_miss_loss,
     save_scorer,
     token_memory,
 )
@@ -46,10 +59,63 @@ from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=12, steps=30, batch=16, real=False),
-    "cpu": dict(toys=1500, steps=5000, batch=96, real=True),
+    "cpu": dict(toys=4000, steps=5000, batch=64, real=True),
     "gpu": dict(toys=4000, steps=8000, batch=512, real=True),
 }
+TRAINED = frozenset(combinations("train"))
 TOY_SEED = 2_000_000  # the prior's toys start at 1_000_000, the test's at 3_000_000
+
+
+MISSES = 6
+
+
+def near_misses(views: CaptionedViews, row: int, short: bool, captions: list[str], generator: torch.Generator) -> list[str]:
+    """`MISSES` prompts that are nearly right for view `row`; short: without view word.
+
+    captions: of real objects, from which the misses of a real object's caption are drawn.
+
+    >>> views = toy_views(1, np.random.default_rng(0), size=8)
+    >>> misses = near_misses(views, 0, False, [], torch.Generator().manual_seed(0))
+    >>> views.prompt(0), misses[0], misses[3]
+    ('a tall grey snowman with yellow stripes, front view', ..., ...)
+    """
+    caption = views.captions[row]
+    word = view_word(float(views.azimuths[row]), float(views.elevations[row]))
+    others = [] if short else [f"{caption}, {w}" for w in VIEW_WORDS if w != word]
+    changed = []
+    while len(others) + len(changed) < MISSES:
+        if views.real[row]:
+            new = captions[int(torch.randint(len(captions), (1,), generator=generator))]
+        else:
+            new = one_attribute_changed(caption, generator)
+        changed += [new] if new != caption else []
+    return others + [c if short else f"{c}, {word}" for c in changed]
+
+
+def one_attribute_changed(caption: str, generator: torch.Generator) -> str:
+    """A toy's caption with another colour, pattern, pattern colour or build, of a combination that training has.
+
+    >>> one_attribute_changed("a red mug with white dots", torch.Generator().manual_seed(1))
+    'a ...'
+    """
+    def pick(values, but):
+        values = [v for v in values if v != but]
+        return values[int(torch.randint(len(values), (1,), generator=generator))]
+
+    family, found = parse_caption(caption)
+    while True:
+        new = dict(found)
+        name = pick(("color", "pattern", "pattern_color", "build"), None if found["pattern_color"] else "pattern_color")
+        new[name] = pick({"color": COLORS, "pattern": PATTERNS, "build": BUILDS, "pattern_color": PATTERN_COLORS}[name],
+                         found[name])
+        if new["pattern"] == "plain":
+            new["pattern_color"] = None
+        elif new["pattern_color"] not in pattern_colors(new["color"]):
+            if name != "pattern":
+                continue  # such a pattern would not stand out: no toy has it
+            new["pattern_color"] = pick(pattern_colors(new["color"]), None)
+        if (family, new["color"], new["pattern"]) in TRAINED:
+            return make_caption(family, new)
 
 
 def disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,17 +153,22 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
     tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
     tokens = token_memory(tokenizer)
 
+    real_captions = sorted({c for c, real in zip(views.captions, views.real.tolist(), strict=True) if real})
+
     def draw_batch(generator):
         rows = draw_rows(views, p["batch"], generator)
-        pictures, prompts = draw_pictures(views, rows, generator)
+        pictures = draw_pictures(views, rows, generator)[0]
         short = torch.rand(len(rows), generator=generator) < 1 / 3
-        prompts = [views.captions[int(r)] if s else q for r, s, q in zip(rows, short, prompts, strict=True)]
-        return disturb(pictures, generator), tokens(prompts), prompts
+        prompts = [views.captions[r] if s else views.prompt(r) for r, s in zip(rows.tolist(), short, strict=True)]
+        misses = [near_misses(views, r, bool(s), real_captions, generator) for r, s in zip(rows.tolist(), short, strict=True)]
+        texts = [text for own, near in zip(prompts, misses, strict=True) for text in (own, *near)]
+        return disturb(pictures, generator), tokens(texts).unflatten(0, (len(rows), 1 + MISSES)), prompts
 
     def loss_fn(model, batch, generator):
         pictures, ids, prompts = batch
         images, texts, log_scale = model(pictures, ids)
-        return contrastive_loss(images, texts, prompts, log_scale)
+        apart, near = contrastive_loss(images, texts[:, 0], prompts, log_scale), near_miss_loss(images, texts, log_scale)
+        return {"loss": apart + near, "contrastive": apart, "near misses": near}
 
     model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
