@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from gsgen_lib.data.captioned_views import toy_views
+from gsgen_lib.data.toys import combinations, parse_caption
 from gsgen_lib.systems.prompt_scorer import (
     PromptScorer,
     Scorer,
@@ -15,11 +17,12 @@ from gsgen_lib.systems.prompt_scorer import (
     contrastive_loss,
     load_scorer,
     make_tokenizer,
+    near_miss_loss,
     rank_of_own,
     save_scorer,
     tokenize,
 )
-from gsgen_lib.systems.scorer_training import difference, disturb, scorer_metrics
+from gsgen_lib.systems.scorer_training import difference, disturb, near_misses, scorer_metrics
 from gsgen_lib.training import seeded
 
 
@@ -38,6 +41,37 @@ def test_loss_against_loops_in_double_precision():
             mine = [j for j in range(5) if prompts[j] == prompts[i]]
             total += sum(log_sum - logits[j] for j in mine) / len(mine) / 5 / 2
     assert contrastive_loss(u, w, prompts, torch.tensor(scale).double()).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_near_miss_loss_against_loops_in_double_precision():
+    u = torch.nn.functional.normalize(torch.randn(4, 3, generator=gen(0)).double(), dim=-1)
+    w = torch.nn.functional.normalize(torch.randn(4, 7, 3, generator=gen(1)).double(), dim=-1)
+    total = 0.0
+    for i in range(4):
+        logits = [math.exp(1.3) * float(u[i] @ w[i, k]) for k in range(7)]
+        total += (math.log(sum(math.exp(v) for v in logits)) - logits[0]) / 4  # the first is the own one
+    assert near_miss_loss(u, w, torch.tensor(1.3).double()).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_near_misses_miss_by_one_attribute_and_never_name_a_held_out_combination():
+    views = toy_views(40, np.random.default_rng(3), size=8, sets=1, overhead=1)
+    held_out, changed = set(combinations("test")), set()
+    for row in range(len(views)):
+        own = views.prompt(row)
+        misses = near_misses(views, row, False, [], gen(row))
+        captions, words = zip(*(m.split(", ") for m in misses), strict=True)
+        assert own not in misses and len(misses) == 6
+        assert captions[:3] == (views.captions[row],) * 3 and len({own.split(", ")[1], *words[:3]}) == 4
+        assert words[3:] == (own.split(", ")[1],) * 3
+        for other in captions[3:] + tuple(near_misses(views, row, True, [], gen(row))):
+            names = difference(views.captions[row], other)
+            assert len(names) == 1 or names == ["pattern", "pattern_color"]  # plain has no pattern colour
+            family, found = parse_caption(other)
+            assert (family, found["color"], found["pattern"]) not in held_out
+            changed.update(names)
+    assert changed == {"color", "pattern", "pattern_color", "build"}
+    real = replace(views, real=torch.ones(len(views), dtype=torch.bool))
+    assert set(near_misses(real, 0, True, [views.captions[0], "a lamp"], gen())) == {"a lamp"}
 
 
 def test_ranks_against_sorting():
