@@ -61,7 +61,7 @@ from gsgen_lib.training import TrainConfig, seeded, train
 PRESETS = {
     "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
                  batch=8),
-    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=4500, vae_batch=8,
+    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=3000, vae_batch=8,
                 steps=10000, batch=32),
     "gpu": dict(toys=5000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=8000, vae_batch=64,
                 steps=20000, batch=256),
