@@ -61,7 +61,7 @@ from gsgen_lib.training import TrainConfig, seeded, train
 PRESETS = {
     "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
                  batch=8),
-    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=3000, vae_batch=8,
+    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=3500, vae_batch=8,
                 steps=10000, batch=32),
     "gpu": dict(toys=5000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=8000, vae_batch=64,
                 steps=20000, batch=256),
@@ -103,7 +103,7 @@ def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int,
         again = model.vae.decode(model.vae.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
         return grid(torch.cat([truth, again.cpu()]), 16)
 
-    config = TrainConfig(steps=steps, lr=2e-3, warmup=100, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
+    config = TrainConfig(steps=steps, lr=5e-4, warmup=50, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
     result = train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
     pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
