@@ -55,15 +55,15 @@ from gsgen_lib.systems.prior_networks import (
     make_text_encoder,
     make_unet,
 )
-from gsgen_lib.systems.prompt_scorer import load_scorer, make_tokenizer, token_memory
+from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, make_tokenizer, token_memory
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
-    "tiny": dict(toys=8, real=False, channels=(16, 32), vae_channels=(16, 16, 16), vae_steps=20, vae_batch=8, steps=20,
-                 batch=8),
-    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=3500, vae_batch=8,
+    "tiny": dict(toys=8, real=False, channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=200, batch=8, lr=2e-3),
+                 steps=200, batch=16),
+    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=3500, batch=8, lr=5e-4),
                 steps=10000, batch=32),
-    "gpu": dict(toys=5000, real=True, channels=(64, 96), vae_channels=(32, 48, 64), vae_steps=8000, vae_batch=64,
+    "gpu": dict(toys=5000, real=True, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
                 steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000
@@ -86,8 +86,9 @@ def autoencoder_loss(model: EncodeDecode, pictures: Tensor, generator: torch.Gen
     return {"loss": l1 + PERCEPTUAL * perceptual + KL * kl, "l1": l1, "lpips": perceptual, "kl": kl}
 
 
-def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int, batch: int, seed: int, minutes, device):
-    """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the hours spent."""
+def train_autoencoder(views: CaptionedViews, folder: Path, channels: tuple[int, ...], steps: int, batch: int, lr: float,
+                      seed: int, minutes=None, device=None):
+    """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the training's result."""
     model = seeded(lambda: EncodeDecode(make_autoencoder(tuple(channels))), seed)
     vae = model.vae
 
@@ -103,7 +104,7 @@ def train_autoencoder(views: CaptionedViews, folder: Path, channels, steps: int,
         again = model.vae.decode(model.vae.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
         return grid(torch.cat([truth, again.cpu()]), 16)
 
-    config = TrainConfig(steps=steps, lr=5e-4, warmup=50, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
+    config = TrainConfig(steps=steps, lr=lr, warmup=50, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
     result = train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
     pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
@@ -212,10 +213,9 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
     p, out, start = PRESETS[preset], Path(out), time.perf_counter()
     if views is None:
         views = kept(out / "views.safetensors", lambda: training_views(p["toys"], TOY_SEED + seed, p["real"]))
-    vae, first = train_autoencoder(views, out / "autoencoder", p["vae_channels"], p["vae_steps"], p["vae_batch"], seed,
-                                   minutes, device)
-    if first.step < p["vae_steps"]:
-        print(f"autoencoder: step {first.step} of {p['vae_steps']}; call again to go on")
+    vae, first = train_autoencoder(views, out / "autoencoder", **p["vae"], seed=seed, minutes=minutes, device=device)
+    if first.step < p["vae"]["steps"]:
+        print(f"autoencoder: step {first.step} of {p['vae']['steps']}; call again to go on")
         return {}
     latents = kept_latents(out / "latents.safetensors", vae, views, seed)
     tokenizer = prompt_tokenizer(views)
@@ -261,6 +261,7 @@ def save_prior(pipeline, folder: Path, facts: dict) -> dict:
     """Write a pipeline as fp16 safetensors with its card; the parameters are counted. Returns the card."""
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.half()
+    as_made(pipeline.tokenizer)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.float()

@@ -130,6 +130,19 @@ def make_tokenizer(prompts: list[str], vocabulary: int = 600, length: int = 24):
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
+def as_made(tokenizer):
+    """The tokenizer without the padding and cutting that its last call asked for, which it would save as its own.
+
+    >>> tokenizer = make_tokenizer(["a red mug"])
+    >>> _ = tokenize(tokenizer, ["a mug"])
+    >>> as_made(tokenizer).backend_tokenizer.padding is None
+    True
+    """
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
 def tokenize(tokenizer, prompts: list[str]) -> Tensor:
     """Token ids (B, model_max_length) of B prompts; longer ones are cut."""
     return tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
@@ -243,7 +256,7 @@ def save_scorer(model: PromptScorer, tokenizer, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    as_made(tokenizer).save_pretrained(folder)
 
 
 def load_scorer(name: str | Path = "prompt_scorer", device: str = "cpu") -> Scorer:

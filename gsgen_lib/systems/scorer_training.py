@@ -58,7 +58,7 @@ from gsgen_lib.systems.prompt_scorer import (
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
-    "tiny": dict(toys=12, steps=30, batch=16, real=False),
+    "tiny": dict(toys=12, steps=120, batch=16, real=False),
     "cpu": dict(toys=4000, steps=5000, batch=64, real=True),
     "gpu": dict(toys=4000, steps=8000, batch=512, real=True),
 }

@@ -32,28 +32,28 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_autoencoder_beats_the_best_plain_colour(trained, views):
-    """Baseline: each picture replaced by its own median colour, the best constant in L1."""
+def test_the_autoencoder_beats_the_median_picture(trained, views):
+    """Baseline: each picture replaced by the median of all, the best guess in L1 that does not look at it."""
     prior = load_prior(trained[0] / "model")
     pictures = draw_pictures(views, draw_rows(views, 24, gen()), gen(1))[0]
     with torch.no_grad():
         error = (prior.decode(prior.encode_image(pictures)) - pictures).abs().mean((1, 2, 3))
-    plain = (pictures - pictures.flatten(1, 2).median(1).values[:, None, None]).abs().mean((1, 2, 3))
-    assert error.mean() < plain.mean()
+    blind = (pictures - pictures.median(0).values).abs().mean((1, 2, 3))
+    assert error.mean() < 0.8 * blind.mean()
     losses = [row["loss"] for row in rows_of(trained[0] / "autoencoder")]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_diffusion_model_beats_the_best_linear_guess(trained):
     """Latents and noise have variance 1, so v and x_t are uncorrelated and the best linear guess of v is 0: loss 1."""
     losses = [row["loss"] for row in rows_of(trained[0] / "diffusion")]
-    assert losses[-1] < 0.85 < losses[0]
+    assert losses[-1] < 0.7
 
 
 def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
     folder, card = trained
     assert pretrained.checked_folder(folder / "model") and card["name"] == "prior"
-    assert card["steps"] == {"autoencoder": prior_training.PRESETS["tiny"]["vae_steps"],
+    assert card["steps"] == {"autoencoder": prior_training.PRESETS["tiny"]["vae"]["steps"],
                              "diffusion": prior_training.PRESETS["tiny"]["steps"]}
     prior = load_prior(folder / "model")
     assert prior.prediction == "v" and prior.alphas_cumprod[-1] == 0  # zero terminal SNR
