@@ -49,16 +49,22 @@ class ScorerConfig:
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 one; halves the resolution."""
+    """A 2x2 convolution that halves the resolution, and two 3x3 ones beside it that start at zero.
+
+    Nothing normalises the straight way from pixels to the head: a group norm there would hide plain colours.
+    """
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.main = nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU(),
-                                  nn.Conv2d(after, after, 3, 1, 1), nn.GroupNorm(8, after))
         self.short = nn.Conv2d(before, after, 2, 2)
+        self.main = nn.Sequential(nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, 1, 1),
+                                  nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, 1, 1))
+        nn.init.normal_(self.short.weight, 0.0, (4 * before) ** -0.5)  # keeps the variance
+        nn.init.zeros_(self.main[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.main(x) + self.short(x))
+        x = self.short(x)
+        return x + self.main(x)
 
 
 class PromptScorer(nn.Module):
