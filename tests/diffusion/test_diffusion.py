@@ -34,6 +34,19 @@ def named(x0, eps, abar):
 
 # ------------------------------------------------------------------------------------------- noising
 
+def test_velocity_is_the_derivative_along_the_rotation():
+    """x_t = cos(angle) x0 + sin(angle) eps with cos(angle)^2 = abar; v = d x_t / d angle, by autograd."""
+    x0, eps = torch.randn(2, 5, 3, generator=gen(), dtype=torch.float64)
+    angle = torch.rand(5, generator=gen(1), dtype=torch.float64) * torch.pi / 2
+
+    def road(a):
+        return a.cos()[:, None] * x0 + a.sin()[:, None] * eps
+
+    _, v = torch.func.jvp(road, (angle,), (torch.ones_like(angle),))
+    assert_close(D.velocity(x0, eps, angle.cos() ** 2), v)
+    assert (D.velocity(eps, x0, angle.cos() ** 2) - v).abs().max() > 0.1
+
+
 def test_noising_keeps_the_variance_and_is_seen_by_each_item():
     x0, eps = pair((4, 2, 3))
     abar = torch.tensor([0.0, 0.3, 0.9, 1.0], dtype=torch.float64)

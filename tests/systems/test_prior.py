@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from gsgen_lib.data.captioned_views import toy_views
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
 from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_unet
-from gsgen_lib.systems.prior_training import autoencoder_loss, grid
+from gsgen_lib.systems.prior_training import autoencoder_loss, grid, prompt_tokenizer, train_diffusion
+from gsgen_lib.systems.prompt_scorer import tokenize
 from gsgen_lib.training import seeded
 
 
@@ -163,6 +166,40 @@ def test_autoencoder_loss_adds_up():
     z = vae.encode(pictures.movedim(-1, 1) * 2 - 1).latent_dist
     by_hand = 0.5 * (z.mean**2 + z.var - 1 - z.var.log()).sum((1, 2, 3)).mean()  # KL to N(0, I)
     assert parts["kl"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+class Listener(torch.nn.Module):
+    """Notes what training hands to the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.heard = torch.nn.Parameter(torch.zeros(())), []
+
+    def forward(self, x_t, t, tokens, views=1):
+        self.heard.append((x_t.detach(), t, tokens, views))
+        return self.scale * x_t
+
+
+def test_training_draws_what_its_header_says(tmp_path):
+    views = toy_views(4, np.random.default_rng(1), size=8)
+    tokenizer, network = prompt_tokenizer(views), Listener()
+    latents = torch.arange(len(views)).reshape(-1, 1, 1, 1, 1).expand(-1, 3, 1, 2, 2).half() * 1000.0  # says which view
+    train_diffusion(views, latents, network, tokenizer, tmp_path, steps=300, batch=8, seed=0, device="cpu")
+    together = [h for h in network.heard if h[3] == 4]
+    assert len(network.heard) == 300 and 0.2 < len(together) / 300 < 0.4  # SETS = 0.3
+    empty, all_prompts = tokenize(tokenizer, [""])[0], torch.cat([h[2] for h in network.heard])
+    assert 0.06 < (all_prompts == empty).all(1).float().mean() < 0.14  # DROP = 0.1
+    for _, t, tokens, _ in together:
+        assert (t.reshape(2, 4) == t.reshape(2, 4)[:, :1]).all()  # a set has one noise level
+        dropped = (tokens == empty).all(1).reshape(2, 4)
+        assert (dropped.all(1) | ~dropped.any(1)).all()  # and keeps or loses its prompts together
+        for four in tokens.reshape(2, 4, -1)[~dropped.all(1)]:
+            said = [tokenizer.decode(ids, skip_special_tokens=True).split(" , ")[1] for ids in four]
+            assert said == ["front view", "right side view", "back view", "left side view"]
+    t = torch.cat([h[1] for h in network.heard])
+    assert t.min() < 20 and t.max() > 980 and abs(t.float().mean() - 499.5) < 30  # uniform
+    alone = torch.cat([h[1] for h in network.heard if h[3] == 1])
+    assert (alone[1:] != alone[:-1]).float().mean() > 0.9
 
 
 def test_grid_places_pictures_in_reading_order():
