@@ -49,22 +49,17 @@ class ScorerConfig:
 
 
 class _Residual(nn.Module):
-    """A 2x2 convolution that halves the resolution, and two 3x3 ones beside it that start at zero.
-
-    Nothing normalises the straight way from pixels to the head: a group norm there would hide plain colours.
-    """
+    """Two 3x3 convolutions beside a 2x2 one; halves the resolution."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
+        self.main = nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU(),
+                                  nn.Conv2d(after, after, 3, 1, 1), nn.GroupNorm(8, after))
         self.short = nn.Conv2d(before, after, 2, 2)
-        self.main = nn.Sequential(nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, 1, 1),
-                                  nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, 1, 1))
-        nn.init.normal_(self.short.weight, 0.0, (4 * before) ** -0.5)  # keeps the variance
-        nn.init.zeros_(self.main[-1].weight)
+        nn.init.normal_(self.short.weight, 0.0, (4 * before) ** -0.5)  # keeps the variance of what it carries
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.short(x)
-        return x + self.main(x)
+        return F.silu(self.main(x) + self.short(x))
 
 
 class PromptScorer(nn.Module):
@@ -105,8 +100,9 @@ class PromptScorer(nn.Module):
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Unit vectors (B, embed) of token ids (B, length), padded with the end token, the largest id."""
         end = (tokens != tokens.max(1, keepdim=True).values).sum(1)  # place of the first end token
+        tokens = tokens[:, :int(end.max()) + 1]  # the rest is padding in every prompt
         inside = torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]  # (B, L)
-        x = self.text(self.words(tokens) + self.places, src_key_padding_mask=~inside)
+        x = self.text(self.words(tokens) + self.places[:tokens.shape[1]], src_key_padding_mask=~inside)
         return F.normalize(self.text_head(x[torch.arange(len(x)), end]), dim=-1)
 
 
