@@ -32,7 +32,8 @@ def make_autoencoder(channels: tuple[int, ...] = (32, 48, 64), latent: int = 4):
 
     n = len(channels)
     vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n,
-                         block_out_channels=channels, layers_per_block=1, latent_channels=latent, norm_num_groups=16,
+                         block_out_channels=channels, layers_per_block=1, latent_channels=latent,
+                         norm_num_groups=channels[0] // 2,  # one channel to a group would lose every plain colour
                          sample_size=64, mid_block_add_attention=False)
     start_linear(vae)
     with torch.no_grad():

@@ -91,7 +91,7 @@ def copy_tree(target: Path) -> None:
 
 
 def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(folder), "GSGEN_DATA": str(ROOT / "data"), "OMP_NUM_THREADS": "1"}
     env.pop("NUMBA_CACHE_DIR", None)
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
                            "--rootdir", str(folder), *tests], cwd=folder, env=env, capture_output=True, text=True, timeout=300)

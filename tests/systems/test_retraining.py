@@ -47,7 +47,7 @@ def test_the_autoencoder_beats_the_median_picture(trained, views):
 def test_the_diffusion_model_beats_the_best_linear_guess(trained):
     """Latents and noise have variance 1, so v and x_t are uncorrelated and the best linear guess of v is 0: loss 1."""
     losses = [row["loss"] for row in rows_of(trained[0] / "diffusion")]
-    assert losses[-1] < 0.7
+    assert losses[-1] < 0.8
 
 
 def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
