@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from gsgen_lib.data.posed import fit_unit_cube, load_colmap, load_transforms, save_colmap, save_transforms
+from gsgen_lib.data.posed_files import check_rigid
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
@@ -345,3 +346,14 @@ def test_photos_of_16_bits_keep_their_brightness_and_32_bits_are_refused(tmp_pat
     for dtype, mode in ((np.int32, "I"), (np.float32, "F")):
         with pytest.raises(ValueError, match=f"p0.tif.*mode {mode} "):
             load_transforms(write_transforms(tmp_path, [Image.fromarray(grey.astype(dtype))]))
+
+
+def test_rounded_rotations_become_exact_ones():
+    """Files hold few digits; scipy's nearest rotation is the oracle."""
+    exact = Rotation.from_euler("xyz", [20, -35, 70], degrees=True).as_matrix()
+    rounded = np.eye(4)
+    rounded[:3, :3] = exact.round(4)
+    mended = check_rigid(rounded, "here")[:3, :3]
+    assert np.abs(mended @ mended.T - np.eye(3)).max() < 1e-12 < np.abs(rounded[:3, :3] @ rounded[:3, :3].T - np.eye(3)).max()
+    np.testing.assert_allclose(mended, Rotation.from_matrix(rounded[:3, :3]).as_matrix(), atol=1e-4)
+    np.testing.assert_allclose(mended, exact, atol=2e-4)

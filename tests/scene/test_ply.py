@@ -178,3 +178,12 @@ def test_normals_are_zero_and_a_failed_write_leaves_nothing(tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         save_ply(scene(), tmp_path / "other.ply")
     assert [p.name for p in tmp_path.iterdir()] == ["s.ply"]
+
+
+def test_opaque_and_empty_gaussians_are_written_as_finite_logits(tmp_path):
+    g = Gaussians.random(3)
+    g = Gaussians(g.means, g.quats, g.scales, torch.tensor([0.0, 0.5, 1.0]), g.colors)
+    save_ply(g, tmp_path / "ends.ply")
+    raw = np.asarray(PlyData.read(tmp_path / "ends.ply")["vertex"]["opacity"], dtype=np.float64)
+    np.testing.assert_allclose(raw, [-np.log(1 / 5e-7 - 1), 0.0, np.log(1 / 5e-7 - 1)], atol=0.2)  # float32 near 1
+    assert (load_ply(tmp_path / "ends.ply").opacities - g.opacities).abs().max() < 1e-6

@@ -78,3 +78,13 @@ def test_bad_files_give_one_line_and_no_page(scene, tmp_path, capsys, damage):
     if damage != "missing" and damage != "empty":
         with pytest.raises(ValueError, match="scene.ply"):
             load_ply(path)
+
+
+def test_a_few_floaters_do_not_shrink_the_scene(scene):
+    far = scene.transform(scale=10.0)
+    floating = far.map(torch.clone)
+    floating.means[:2] = torch.tensor([300.0, 0.0, 0.0])  # two of fifty
+    assert scene.num == 50
+    plain, with_floaters = view.framed(far)[0], view.framed(floating)[0]
+    size, again = (g.means[2:].norm(dim=-1).quantile(0.9) for g in (plain, with_floaters))
+    assert abs(again / size - 1) < 0.1  # were the farthest centre to decide, this would be 1/30
