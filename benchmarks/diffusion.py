@@ -4,8 +4,8 @@
    Sliced Wasserstein distance to fresh data, and, as the floor, of data to fresh data.
 2. The shipped prior on captions that training never had: one sample each, no selection. Is the sample's own caption
    ranked first among 50 by the prompt scorer, is its view word the best of four, and how far are the samples from
-   true renders of the same captions (KID; one picture per caption), with two sets of true renders as the floor? The
-   control: the same samples under the captions of others.
+   true renders of other held-out toys (KID), with true renders of the same captions as the floor? The control: the same
+   samples under the captions of others.
 3. The shipped prompt scorer on true renders of held-out toys.
 """
 
@@ -92,7 +92,7 @@ def main(captions: int = 100, seed: int = 0, seeds: int = 3, points: int = 4000,
     seconds = (time.perf_counter() - start) / captions
     scores = {"samples": picture_scores(pictures, asked, judge, seed=seed),
               "samples, captions shuffled": picture_scores(pictures.roll(4, 0), asked, judge, seed=seed),
-              "true renders": picture_scores(asked.truth, asked, judge, asked.others, seed)}
+              "true renders": picture_scores(asked.truth, asked, judge, seed=seed)}
     table = [{"pictures": name, f"own caption first of {s['among']}": s["own_first"], "right view word": s["view_word"],
               "KID to true renders": f"{s['kid']:.3f} ± {s['kid_error']:.3f}"} for name, s in scores.items()]
     tests = scorer_metrics(judge, toy_views(200, np.random.default_rng(5_000_000 + seed), "test"), seed)

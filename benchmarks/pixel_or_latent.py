@@ -54,12 +54,12 @@ def sampler(model, tokenizer, shape, decode, abar, steps, guidance_scale):
 
 
 def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int = 100, batch: int = 16,
-         steps: int = 20, guidance_scale: float = 3.0) -> dict:
-    """Train both arms for `minutes` each and seed, then score their samples."""
-    prior, judge = load_prior(), load_scorer()
+         steps: int = 20, guidance_scale: float = 3.0, prior: str = "prior", scorer: str = "prompt_scorer") -> dict:
+    """Train both arms for `minutes` each and seed, then score their samples. prior, scorer: shipped names or folders."""
+    prior, judge = load_prior(prior), load_scorer(scorer)
     abar, scores = prior.alphas_cumprod, {}
     for seed in range(seeds):
-        views = training_views(toys, TOY_SEED + seed, real=False)
+        views = training_views(toys, np.random.default_rng(TOY_SEED + seed), real=False)
         tokenizer, asked = prompt_tokenizer(views), held_out_prompts(captions, seed)
         pixels, scale = pixels_of(views, seed)
         arms = {"pixel": ((32, 64, 96), 1, pixels, lambda x, scale=scale: (x.movedim(1, -1) * scale / 2 + 0.5).clamp(0, 1)),
@@ -77,8 +77,8 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
             scores.setdefault(name, []).append(found)
         with torch.no_grad():
             again = torch.cat([prior.decode(prior.encode_image(x)) for x in asked.truth.split(25)])
-        scores.setdefault("true renders, encoded and decoded", []).append(picture_scores(again, asked, judge, asked.others, seed))
-        scores.setdefault("true renders", []).append(picture_scores(asked.truth, asked, judge, asked.others, seed))
+        scores.setdefault("true renders, encoded and decoded", []).append(picture_scores(again, asked, judge, seed=seed))
+        scores.setdefault("true renders", []).append(picture_scores(asked.truth, asked, judge, seed=seed))
     rows = [{"arm": name, **{key: _mean(runs, key) for key in runs[0] if key not in ("pictures", "among", "kid_error")}}
             for name, runs in scores.items()]
     kid = {name: np.mean([r["kid"] for r in scores[name]]) for name in ("pixel", "latent")}

@@ -78,6 +78,14 @@ def run_step(step: Step) -> dict:
     return {"name": step.name, "seconds": seconds, "rc": rc, "timed_out": timed_out, "result": result}
 
 
+def hand_back(runs: Path, out: Path) -> list[str]:
+    """Copy every finished model of `runs` (a folder NAME/model with a card) to out/NAME; their names."""
+    models = sorted(card.parent for card in runs.glob("*/model/card.json"))
+    for model in models:
+        shutil.copytree(model, out / model.parent.name, dirs_exist_ok=True)
+    return [model.parent.name for model in models]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="steps; all if none is given")
@@ -94,8 +102,7 @@ def main() -> int:
     chosen = [step for step in STEPS if not arguments.names or step.name in arguments.names]
     steps = [run_step(step) for step in chosen]
     if os.environ.get("OUT"):  # where a borrowed machine hands files back
-        for model in (ROOT / "runs").glob("*/model"):
-            shutil.copytree(model, Path(os.environ["OUT"]) / model.parent.name, dirs_exist_ok=True)
+        hand_back(ROOT / "runs", Path(os.environ["OUT"]))
     print(json.dumps({"machine": machine(), "commit": commit(), "steps": steps}))
     return 1 if any(step["rc"] for step in steps) else 0
 

@@ -181,15 +181,15 @@ def join_views(*parts: CaptionedViews) -> CaptionedViews:
                           torch.cat([p.real for p in parts]))
 
 
-def training_views(toys: int, seed: int, real: bool = True) -> CaptionedViews:
+def training_views(toys: int, generator: np.random.Generator, real: bool = True) -> CaptionedViews:
     """What a text-image model of the course learns from: `toys` new toys and, if `real`, the real training objects.
 
-    Models with different seeds learn from different toys. Progress is shown.
+    Models given different generators learn from different toys. Progress is shown.
 
-    >>> len(training_views(2, 0, real=False))
+    >>> len(training_views(2, np.random.default_rng(0), real=False))
     20
     """
-    views = toy_views(toys, np.random.default_rng(seed), progress=True)
+    views = toy_views(toys, generator, progress=True)
     return join_views(views, real_views("train")) if real else views
 
 

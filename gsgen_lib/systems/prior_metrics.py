@@ -2,10 +2,11 @@
 
     own_first   share of samples whose own caption the prompt scorer ranks first among 50
     view_word   share of samples whose view word it finds the best of four
-    kid         kernel distance of the samples' features to those of true renders of the same captions
+    kid         kernel distance of the samples' features to those of true renders of other held-out toys
 
 The scorer learned from other toys than the prior, and sees held-out combinations only. Each number needs its
-neighbours: true renders scored the same way (what the judge gets wrong by itself; the floor of KID), and samples
+neighbours: true renders scored the same way (what the judge gets wrong by itself; the floor of KID, whose estimate is
+unbiased for independent sets only, hence the other toys), and samples
 under shuffled captions (what a judge would say that liked everything). Taught in notebook 02.
 """
 
@@ -28,7 +29,7 @@ TOY_SEED = 4_000_000  # of held-out toys, apart from those of training and of th
 
 @dataclass(frozen=True)
 class Asked:
-    """captions, words: P of each; truth, others (P, 64, 64, 3): true renders of them from two different angles."""
+    """captions, words: P of each; truth (P, 64, 64, 3): a true render of each; others (P, 64, 64, 3): of other toys."""
 
     captions: list[str]
     words: list[str]
@@ -47,13 +48,12 @@ def held_out_prompts(count: int = 100, seed: int = 0) -> Asked:
     >>> held_out_prompts(4).words
     ['front view', 'side view', 'back view', 'overhead view']
     """
-    views = toy_views(count, np.random.default_rng(TOY_SEED + seed), "test", sets=2, overhead=2)
-    place = torch.tensor([0, 1, 2, 8])[torch.arange(count) % 4]  # of a toy's ten views: two sets of four, two from above
-    rows = 10 * torch.arange(count) + place
-    others = 10 * torch.arange(count) + torch.where(place == 8, 9, place + 4)
-    colors = random_backgrounds(count, torch.Generator().manual_seed(seed))
-    return Asked([views.captions[int(i)] for i in rows], [VIEW_WORDS[i % 4] for i in range(count)],
-                 on_background(views.images[rows], colors), on_background(views.images[others], colors))
+    views = toy_views(2 * count, np.random.default_rng(TOY_SEED + seed), "test", sets=1, overhead=1)
+    turn = torch.arange(count) % 4
+    rows = 5 * torch.arange(2 * count) + torch.tensor([0, 1, 2, 4])[turn].repeat(2)  # of four around and one from above
+    pictures = on_background(views.images[rows], random_backgrounds(2 * count, torch.Generator().manual_seed(seed)))
+    return Asked([views.captions[int(i)] for i in rows[:count]], [VIEW_WORDS[i] for i in turn], pictures[:count],
+                 pictures[count:])
 
 
 def draw_all(draw: Callable[[list[str], torch.Generator], Tensor], prompts: list[str], seed: int = 0, batch: int = 25) -> Tensor:
@@ -66,18 +66,17 @@ def draw_all(draw: Callable[[list[str], torch.Generator], Tensor], prompts: list
                       for i in range(0, len(prompts), batch)])
 
 
-def picture_scores(pictures: Tensor, asked: Asked, judge: Scorer, against: Tensor | None = None, seed: int = 0) -> dict:
+def picture_scores(pictures: Tensor, asked: Asked, judge: Scorer, seed: int = 0) -> dict:
     """{"own_first", "view_word", "kid", "kid_error", "pictures", "among"} of pictures (P, H, W, 3), one per prompt asked.
 
-    against: true renders for KID (default: `asked.truth`). ValueError where the number of pictures is another one.
+    KID is measured to `asked.others`. ValueError where the number of pictures is another one.
     """
     if len(pictures) != len(asked.captions):
         raise ValueError(f"pictures: got {len(pictures)}, wanted {len(asked.captions)}, one for each prompt")
     rivals = min(49, len(set(asked.captions)) - 1)
     ranks = rank_of_own(judge, pictures, asked.captions, rivals, torch.Generator().manual_seed(seed))
     views = judge.view(pictures, asked.captions)
-    apart = kid(image_features(pictures), image_features(asked.truth if against is None else against),
-                features=features_name())
+    apart = kid(image_features(pictures), image_features(asked.others), features=features_name())
     return {"own_first": round((ranks == 0).float().mean().item(), 4),
             "view_word": round(sum(a == b for a, b in zip(views, asked.words, strict=True)) / len(views), 4),
             "kid": round(apart.value, 4), "kid_error": round(apart.std, 4), "pictures": len(pictures), "among": rivals + 1}

@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,7 +70,7 @@ PRESETS = {
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
 SETS, DROP, COPIES = 0.3, 0.1, 3
-ATTENTION = 1  # at the 8 x 8 level only: at 16 x 16 too a step takes twice as long
+ATTENTION = 1  # self-attention at the 8 x 8 level only; at 16 x 16 there are four times as many tokens
 
 
 # ---- stage 1 -------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about two hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (three to four hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
@@ -212,7 +213,8 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p, out, start = PRESETS[preset], Path(out), time.perf_counter()
     if views is None:
-        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], TOY_SEED + seed, p["real"]))
+        toys = np.random.default_rng(TOY_SEED + seed)
+        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
     vae, first = train_autoencoder(views, out / "autoencoder", **p["vae"], seed=seed, minutes=minutes, device=device)
     if first.step < p["vae"]["steps"]:
         print(f"autoencoder: step {first.step} of {p['vae']['steps']}; call again to go on")
@@ -240,7 +242,7 @@ def card_metrics(prior: Prior, seed: int = 0) -> dict:
     asked, judge = held_out_prompts(100, seed), load_scorer()
     pictures = draw_all(lambda prompts, g: prior.sample(prompts, generator=g), asked.prompts, seed)
     return {"samples": picture_scores(pictures, asked, judge, seed=seed),
-            "true_renders": picture_scores(asked.truth, asked, judge, asked.others, seed)}
+            "true_renders": picture_scores(asked.truth, asked, judge, seed=seed)}
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:

@@ -242,12 +242,22 @@ def rank_of_own(scorer: Scorer, images: Tensor, prompts: list[str], others: int 
         raise ValueError(f"prompts: got {len(different)} different ones, wanted more than {others}")
     scores = scorer.similarity(images, different)  # (B, P)
     own = torch.tensor([different.index(p) for p in prompts], device=scores.device)
-    ranks = []
-    for i in range(len(images)):
-        draw = torch.randperm(len(different), generator=generator)
-        rivals = draw[draw != own[i].cpu()][:others].to(scores.device)
-        ranks.append((scores[i, rivals] >= scores[i, own[i]]).sum())
-    return torch.stack(ranks)
+    rivals = draw_rivals(own, len(different), others, generator)
+    return (scores.gather(1, rivals) >= scores.gather(1, own[:, None])).sum(1)
+
+
+def draw_rivals(own: Tensor, total: int, others: int, generator: torch.Generator | None = None) -> Tensor:
+    """For each of B places own (B,) among `total`, `others` different ones, none the own: (B, others), int64.
+
+    ValueError where there are not that many.
+
+    >>> sorted(draw_rivals(torch.tensor([2]), 4, 3)[0].tolist())
+    [0, 1, 3]
+    """
+    if not 0 < others < total:
+        raise ValueError(f"others: got {others}, wanted 1 to {total - 1}, since there are {total} to choose from")
+    order = torch.rand(len(own), total, generator=generator).to(own.device)
+    return order.scatter(1, own[:, None], 2.0).argsort(1)[:, :others]  # the own one comes last
 
 
 def save_scorer(model: PromptScorer, tokenizer, folder: str | Path) -> None:

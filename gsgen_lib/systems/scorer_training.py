@@ -49,6 +49,7 @@ from gsgen_lib.systems.prompt_scorer import (
     Scorer,
     ScorerConfig,
     contrastive_loss,
+    draw_rivals,
     load_scorer,
     make_tokenizer,
     near_miss_loss,
@@ -72,7 +73,8 @@ MISSES = 6
 def near_misses(views: CaptionedViews, row: int, short: bool, captions: list[str], generator: torch.Generator) -> list[str]:
     """`MISSES` prompts that are nearly right for view `row`; short: without view word.
 
-    captions: of real objects, from which the misses of a real object's caption are drawn.
+    captions: of real objects, from which the misses of a real object's caption are drawn; ValueError where none differs
+    from it.
 
     >>> views = toy_views(1, np.random.default_rng(0), size=8)
     >>> views.prompt(0)
@@ -83,6 +85,8 @@ def near_misses(views: CaptionedViews, row: int, short: bool, captions: list[str
     caption = views.captions[row]
     word = view_word(float(views.azimuths[row]), float(views.elevations[row]))
     others = [] if short else [f"{caption}, {w}" for w in VIEW_WORDS if w != word]
+    if views.real[row] and not set(captions) - {caption}:
+        raise ValueError(f"captions: got {captions!r}, wanted one that differs from the real object's own, {caption!r}")
     changed = []
     while len(others) + len(changed) < MISSES:
         if views.real[row]:
@@ -150,7 +154,8 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
     p = PRESETS[preset]
     steps, out, start = steps or p["steps"], Path(out), time.perf_counter()
     if views is None:
-        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], TOY_SEED + seed, p["real"]))
+        toys = np.random.default_rng(TOY_SEED + seed)
+        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
     tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
     tokens = token_memory(tokenizer)
 
@@ -202,14 +207,12 @@ def scorer_metrics(scorer: Scorer, views: CaptionedViews, seed: int = 0, among: 
         pictures = on_background(views.images[rows], backgrounds[rows])
         scores = scorer.embed_images(pictures) @ words.T  # (B, P)
         own = torch.tensor([captions.index(views.captions[int(i)]) for i in rows], device=scores.device)
-        for k in range(len(rows)):
-            draw = torch.randperm(len(captions), generator=generator)
-            draw = draw[draw != own[k].cpu()][:among - 1].to(scores.device)
-            best = draw[scores[k, draw].argmax()]
-            if scores[k, best] < scores[k, own[k]]:
-                right += 1
-            else:
-                confusions[" and ".join(difference(captions[own[k]], captions[best]))] += 1
+        rivals = draw_rivals(own, len(captions), min(among, len(captions)) - 1, generator)
+        best = rivals.gather(1, scores.gather(1, rivals).argmax(1, keepdim=True))  # (B, 1): the strongest rival
+        beaten = (scores.gather(1, best) < scores.gather(1, own[:, None]))[:, 0]
+        right += int(beaten.sum())
+        confusions.update(" and ".join(difference(captions[own[k]], captions[best[k, 0]]))
+                          for k in torch.nonzero(~beaten)[:, 0].tolist())
         guess = scorer.view(pictures, [views.captions[int(i)] for i in rows])
         truth = [view_word(float(views.azimuths[i]), float(views.elevations[i])) for i in rows]
         seen += sum(a == b for a, b in zip(guess, truth, strict=True))

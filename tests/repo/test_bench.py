@@ -108,3 +108,16 @@ def test_gpu_session_ends_steps_in_time_and_reports(capsys, monkeypatch):
     assert gpu_session.main() == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["steps"][0]["result"] == {"a": 1} and summary["machine"]
+
+
+def test_gpu_session_hands_finished_models_back(tmp_path):
+    for name, whole in (("prior", True), ("scorer", False)):
+        folder = tmp_path / "runs" / name / "model" / "unet"
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_text(name)
+        if whole:
+            (folder.parent / "card.json").write_text("{}")
+    for _ in range(2):  # a second call writes over the first
+        assert gpu_session.hand_back(tmp_path / "runs", tmp_path / "out") == ["prior"]
+    assert (tmp_path / "out/prior/unet/weights.safetensors").read_text() == "prior"
+    assert not (tmp_path / "out/scorer").exists()

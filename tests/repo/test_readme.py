@@ -153,6 +153,14 @@ def test_links_and_pictures_exist():
             assert (ROOT / target).exists(), f"{page}: {target}"
 
 
+def test_credits_name_the_weights_that_ship_and_no_others():
+    text = (ROOT / "CREDITS.md").read_text(encoding="utf-8").split("**Weights.**")[1].split("**Libraries.**")[0]
+    lines = re.findall(r"^- (`.*?`):", text, re.M)
+    named = {name for line in lines for name in re.findall(r"`(\w+)`", line)}
+    folder = ROOT / "data/checkpoints"
+    assert named == {path.stem for path in folder.glob("*.safetensors")} | {c.parent.name for c in folder.glob("*/card.json")}
+
+
 def test_readme_has_its_parts_in_order():
     wanted = ["What you will build", "Two commands", "On Colab", "On a GPU", "Using the library"]
     wanted += ["Map of the repository", "How to cite"]

@@ -72,6 +72,9 @@ def test_near_misses_miss_by_one_attribute_and_never_name_a_held_out_combination
     assert changed == {"color", "pattern", "pattern_color", "build"}
     real = replace(views, real=torch.ones(len(views), dtype=torch.bool))
     assert set(near_misses(real, 0, True, [views.captions[0], "a lamp"], gen())) == {"a lamp"}
+    for captions in ([], [views.captions[0]]):  # nothing to draw from
+        with pytest.raises(ValueError, match="captions: got"):
+            near_misses(real, 0, True, captions, gen())
 
 
 def test_ranks_against_sorting():
