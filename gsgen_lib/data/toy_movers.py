@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gsgen_lib.data.toy_parts import (
+    TILE,
     Family,
     box,
     circle,
@@ -78,7 +79,7 @@ def rocket(p, a, main):
     p.add(lathe([(0, -0.12), (0.25 * w, -0.02), (0.45 * w, 0.06)], 16), "orange", "flame", at=(0, 0.12 * t - 0.08, 0))
     fin = np.array([[0.8 * w, 0.16 * t], [w + 0.25, 0.02], [w + 0.25, 0.14], [w, 0.42 * t]])
     for azimuth in (45, 135, 225, 315):
-        p.add(slab(fin, 0.035), a["trim"], "fins", turn=(0, azimuth, 0))
+        p.add(slab(fin, 0.05), main, "fins", turn=(0, azimuth, 0))
     y = 0.53 * t
     p.add(drape(decal(circle(0.135) + [0, y], 4), lathe_surface(body, 0.01)), "cream", "front")
     p.add(drape(decal(circle(0.1) + [0, y], 4), lathe_surface(body, 0.018)), "glass", "front")
@@ -109,7 +110,7 @@ def boat(p, a, main):
     closed = np.concatenate([stern, hull])
     p.add(loft(closed[:, ::-1], np.zeros((26, 13, 2))), a["color"], "hull")
     gunwale = np.stack([hull[:, -1], hull[:, 0]])  # (2, 25, 3)
-    p.add(loft(gunwale, np.zeros((2, 25, 2))), "wood", "deck")
+    p.add(loft(gunwale, gunwale[..., [0, 2]] / TILE), main, "deck")
     for side in (0, -1):
         p.add(tube(hull[:, side], 0.022, 8), "cream", "deck")
     p.add(cylinder(0.025, 0.88 * t, segments=10), "wood", "mast", at=(-0.02, 0.25, 0))
@@ -204,7 +205,7 @@ def snowman(p, a, main):
         p.add(ellipsoid(0.033, 0.04, 0.03, 8, 12), "black", "front", at=(0.075 * x, y3 + 0.03, 0.165))
         arm = np.array([x * 0.22 * w, y2 + 0.06, 0.05])
         p.add(tube([arm, arm + [x * 0.22, 0.14, 0.02]], 0.022, 8), "brown", "arms")
-        p.add(tube([arm + [x * 0.16, 0.1, 0.02], arm + [x * 0.18, 0.2, 0.04]], 0.016, 8), "brown", "arms")
+        p.add(ellipsoid(0.08, 0.08, 0.08, 10, 16), main, "arms", at=arm + [x * 0.22, 0.15, 0.02])  # mittens
     p.add(cylinder(0.045, 0.2, 0.006, 16), "orange", "front", at=(0, y3 - 0.02, 0.16), turn=(90, 0, 0))
     for y in (0.28, 0.45):
         p.add(ellipsoid(0.038, 0.038, 0.03, 8, 12), "black", "front",

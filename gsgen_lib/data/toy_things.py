@@ -6,6 +6,7 @@ A part named after a hidden attribute lies on the back; the part "front" marks t
 one can count from how many sides a generated object shows a front. Hidden parts stay inside
 the bounding box of the rest, so they do not change how the toy is scaled; where two values of a
 hidden attribute share a shape, they share no colour on it, so that whoever sees any of it can tell.
+The main paint shows from all sides and from above: a caption is true of every view.
 
 The table of what varies stands below each function. Used by `gsgen_lib.data.toys`.
 """
@@ -38,8 +39,9 @@ BACK = (0, 180, 0)  # turns something made for the front to the back
 
 
 def mug(p, a, main):
-    """A mug with a face and a handle on one side; hidden: the print on its back."""
+    """A mug on a saucer, with a face and a handle on one side; hidden: the print on its back."""
     r, h = 0.34 * a["wide"], 0.72 * a["tall"] * a["height"]
+    p.add(lathe([(0, -0.05), (0.8 * r, -0.05), (1.7 * r, 0.0), (1.7 * r, 0.03), (0.9 * r, -0.01)], 40), main, "saucer")
     wall = [(0, 0), (0.9 * r, 0), (r, 0.05), (r, h)]
     p.add(lathe(wall), main)
     rim = [(r, 0), (1.07 * r, 0), (1.07 * r, 0.03), (0.92 * r, 0.03), (0.9 * r, -0.3), (0, -0.3)]
@@ -75,8 +77,8 @@ def chair(p, a, main):
     middle = seat + top - rest / 2 - 0.02
     p.add(box(w - 0.14, rest, 0.05), main, "back_rest", at=(0, middle, -d / 2 + 0.06))
     p.add(decal(heart(0.4 * min(rest, w - 0.14))), "cream", "front", at=(0, middle, -d / 2 + 0.09))
-    p.add(box(w - 0.13, rest - 0.02, 0.012), "cream", "back_rest", at=(0, middle, -d / 2 + 0.03))
-    p.add(decal(rectangle(w - 0.18, rest - 0.07)), a["back_panel"], "back_panel",
+    p.add(box(w - 0.2, rest - 0.08, 0.012), "cream", "back_rest", at=(0, middle, -d / 2 + 0.03))
+    p.add(decal(rectangle(w - 0.25, rest - 0.13)), a["back_panel"], "back_panel",
           at=(0, middle, -d / 2 + 0.02), turn=BACK)
     p.add(box(w + 0.02, 0.05, 0.1), a["frame"], "back_rest", at=(0, seat + top, -d / 2 + 0.05))
 
@@ -155,10 +157,9 @@ def clock(p, a, main):
     lying = {"at": (0, y, 0), "turn": (90, 0, 0)}
     p.add(lathe([(0, -d), (0.93 * r, -d), (r, -d + 0.04), (r, d - 0.04), (0.93 * r, d), (0, d)], 40), main, **lying)
     p.add(ring(0.87 * r, 0.05, 40), main, "bezel", at=(0, y, d), turn=(90, 0, 0))
-    p.add(ring(0.87 * r, 0.05, 40), a["metal"], "bezel", at=(0, y, -d), turn=(90, 0, 0))
     p.add(decal(circle(0.86 * r, 40)), picture("dial"), "front", at=(0, y, d + 0.01))
-    p.add(decal(circle(0.84 * r, 40)), "cream", "bezel", at=(0, y, -d - 0.004), turn=BACK)
-    p.add(decal(circle(0.66 * r, 32)), a["back_cover"], "back_cover", at=(0, y, -d - 0.012), turn=BACK)
+    p.add(decal(circle(0.7 * r, 40)), "cream", "bezel", at=(0, y, -d - 0.004), turn=BACK)
+    p.add(decal(circle(0.58 * r, 32)), a["back_cover"], "back_cover", at=(0, y, -d - 0.012), turn=BACK)
     for x in SIDES:
         p.add(tube([[x * 0.5 * r, y - 0.7 * r, 0], [x * 0.72 * r, 0, 0]], 0.045), a["metal"], "feet")
         bell = lathe([(0, 0), (0.16, 0), (0.15, 0.06), (0.1, 0.12), (0, 0.15)], 24)
@@ -181,8 +182,14 @@ def house(p, a, main):
     slope = np.degrees(np.arctan2(roof, w / 2 + 0.07))
     for x in SIDES:
         length = np.hypot(roof, w / 2 + 0.07)
-        p.add(box(length + 0.03, 0.06, d + 0.14), a["roof"], "roof",
-              at=(x * (w / 4 + 0.035), 0.04 + h + roof / 2, 0), turn=(0, 0, -x * slope))
+        middle = np.array([x * (w / 4 + 0.035), 0.04 + h + roof / 2, 0])
+        p.add(box(length + 0.03, 0.06, d + 0.06), main, "roof", at=middle, turn=(0, 0, -x * slope))
+        for z in SIDES:  # boards along the gables
+            p.add(box(length + 0.04, 0.07, 0.05), a["roof"], "roof", at=middle + [0, 0, z * (d / 2 + 0.05)],
+                  turn=(0, 0, -x * slope))
+        eave = middle + (length / 2) * np.array([x * np.cos(np.radians(slope)), -np.sin(np.radians(slope)), 0])
+        p.add(box(0.06, 0.08, d + 0.14), a["roof"], "roof", at=eave, turn=(0, 0, -x * slope))
+    p.add(box(0.12, 0.07, d + 0.15), a["roof"], "roof", at=(0, 0.06 + h + roof, 0))
     p.add(box(0.12, 0.3, 0.12), "brown", "chimney", at=(0.19 * a["wide"], 0.05 + h + 0.62 * roof, -0.08))
     p.add(box(0.2, 0.3, 0.02), "cream", "front", at=(0, 0.2, d / 2))
     p.add(box(0.15, 0.27, 0.02), a["door"], "front", at=(0, 0.185, d / 2 + 0.01))
@@ -220,9 +227,9 @@ def tree(p, a, main):
         for bottom, r, h in ((0.22, 0.43, 0.48), (0.5, 0.36, 0.44), (0.8, 0.26, 0.36)):
             p.add(cylinder(r * w, h * t, 0.02, 32), main, "crown", at=(0, bottom * t, 0))
         front, y = 0.37 * w, 0.53
-    p.add(box(0.17, 0.17, 0.14), "cream", "front", at=(0, 0.52 * t, front))  # a bird house
-    p.add(slab([[-0.13, 0], [0.13, 0], [0, 0.12]], 0.18), "red", "front", at=(0, 0.52 * t + 0.08, front))
-    p.add(decal(circle(0.045)), "black", "front", at=(0, 0.53 * t, front + 0.075))
+    p.add(box(0.21, 0.19, 0.14), "cream", "front", at=(0, 0.52 * t, front))  # a bird house
+    p.add(slab([[-0.16, 0], [0.16, 0], [0, 0.14]], 0.18), "red", "front", at=(0, 0.52 * t + 0.09, front))
+    p.add(decal(circle(0.06)), "black", "front", at=(0, 0.53 * t, front + 0.075))
     if a["kite"] != "none":
         kite = np.array([[0, -0.19], [0.12, 0.04], [0, 0.16], [-0.12, 0.04]])
         edge = {"red": "white", "blue": "yellow"}[a["kite"]]

@@ -97,6 +97,20 @@ def test_front_and_back_differ(family):
 
 
 @families
+def test_the_captions_colour_and_pattern_show_from_all_sides_and_from_above(family):
+    """Twins that differ in colour, and twins that differ in pattern, differ in what each camera sees."""
+    cameras = Cameras.orbit(10, azimuth=[0, 45, 90, 135, 180, 225, 270, 315, 30, 200],
+                            elevation=[15, 50, 15, 50, 15, 50, 15, 50, 65, 88])
+    for seed in range(2):
+        toy = draw(family, seed, color="red", pattern="plain")
+        solid = render_mesh(toy.mesh, cameras).rgba[..., 3].sum((1, 2))  # pixels of the toy
+        for twin, least in ((toy.with_attributes(color="blue"), 0.06),
+                            (toy.with_attributes(pattern="checks", pattern_color="white"), 0.02)):
+            differ = (np.abs(rgb(toy, cameras) - rgb(twin, cameras)).max(-1) > 0.1).sum((1, 2)) / solid
+            assert differ.min() > least, (twin.caption, differ.round(2))
+
+
+@families
 def test_same_attributes_same_toy_and_seeds_differ(family):
     toy = draw(family, 5)
     again = make_toy(family, toy.attributes)
