@@ -143,6 +143,7 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(prepared)
@@ -198,7 +199,7 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
             break
     bar.close()
     ema.copy_to(model)
-    model.eval()
+    model.to(memory_format=torch.contiguous_format).eval()
     return TrainResult(step, spent + time.perf_counter() - started, log, ema)
 
 
