@@ -3,7 +3,7 @@
 A pattern is the sign of a distance: d(x, y) < 0 inside a stripe or a dot, > 0 outside. Painting
 with clip(1/2 - d * pixels, 0, 1) gives edges that are one texel soft.
 
-Used by `gsgen_lib.data.toys`, shown in notebook 00.
+Used by `gsgen_lib.data.toys`, first seen in notebook 02.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Texture coordinates are lengths along the surface divided by TILE, so that strip
 the same size on every part; textures repeat, and one tile of a pattern is one period of it.
 
 Angles are in degrees; azimuth 0 is the front (+z) and grows towards +x, as for the cameras.
-Used by `gsgen_lib.data.toys`, shown in notebook 00.
+Used by `gsgen_lib.data.toys`, first seen in notebook 02.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ With this, a generative model can be graded exactly: do its samples of the back 
 proportions, and do they stop varying when the camera sees the back?
 
 Shapes are in `toy_parts`, `toy_things`, `toy_movers`; captions and held-out combinations in
-`toy_words`. Shown in notebook 00; graded against in the notebooks on generative models.
+`toy_words`. First seen in notebook 02; graded against in the notebooks on generative models.
 """
 
 from __future__ import annotations
