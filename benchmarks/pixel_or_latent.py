@@ -59,7 +59,7 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
     prior, judge = load_prior(prior), load_scorer(scorer)
     abar, scores = prior.alphas_cumprod, {}
     for seed in range(seeds):
-        views = training_views(toys, np.random.default_rng(TOY_SEED + seed), real=False)
+        views = training_views(toys, np.random.default_rng(TOY_SEED + seed))
         tokenizer, asked = prompt_tokenizer(views), held_out_prompts(captions, seed)
         pixels, scale = pixels_of(views, seed)
         arms = {"pixel": ((32, 64, 96), 1, pixels, lambda x, scale=scale: (x.movedim(1, -1) * scale / 2 + 0.5).clamp(0, 1)),

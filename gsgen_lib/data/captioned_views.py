@@ -11,8 +11,9 @@ as in "a red mug, side view". "left" and "right" are said half of the time: a pi
 need them, a set of four views does (else nothing would tell view 2 from view 4).
 
 Toys are rendered in sets of four views at right angles, for models that draw four views together, and
-two overhead views each; real objects bring their 24 shipped views. Pictures keep their alpha, so each
-use draws a new plain background: a denoiser must not expect one.
+two overhead views each; real objects bring their shipped views, of which a painter and its judge learn from
+different ones (`PAINTER`, `JUDGE`). Pictures keep their alpha, so each use draws a new plain background: a
+denoiser must not expect one.
 
 View words: DreamFusion (2209.14988) section 3.2. Taught in notebook 02.
 """
@@ -20,7 +21,7 @@ View words: DreamFusion (2209.14988) section 3.2. Taught in notebook 02.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -32,15 +33,17 @@ from torch import Tensor
 
 from gsgen_lib.data.objects import list_objects, load_object
 from gsgen_lib.data.raycast import render_mesh
-from gsgen_lib.data.toys import sample_toy
+from gsgen_lib.data.toys import Toy, heldout_combinations, parse_caption, sample_toy
 from gsgen_lib.scene.cameras import Cameras
 
-__all__ = ["VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept",
+__all__ = ["JUDGE", "PAINTER", "VIEW_WORDS", "CaptionedViews", "draw_pictures", "draw_rows", "draw_sets", "join_views", "kept",
            "on_background", "prompt_of", "random_backgrounds", "real_views", "toy_views", "training_views", "view_word"]
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 OVERHEAD, QUARTER = 60.0, 45.0  # degrees
 LOW, HIGH = -10.0, 60.0  # elevations of the views in sets of four
+RING = 8  # views 0 ... 7 of a real object stand evenly around it, the others anywhere
+PAINTER, JUDGE = (*range(RING), *range(RING, 24, 2)), tuple(range(RING + 1, 24, 2))  # which views of a real object
 
 
 def view_word(azimuth: float, elevation: float, sides: bool = False) -> str:
@@ -112,6 +115,13 @@ def toy_views(count: int, generator: np.random.Generator, split: str = "train", 
     >>> [views.prompt(i).split(", ")[1] for i in range(4)]
     ['front view', 'side view', 'back view', 'side view']
     """
+    toys = (sample_toy(generator, split=split) for _ in range(count))
+    return views_of(toys, count, generator, size, sets, overhead, progress)
+
+
+def views_of(toys: Iterable[Toy], count: int, generator: np.random.Generator, size: int = 64, sets: int = 2, overhead: int = 2,
+             progress: bool = False) -> CaptionedViews:
+    """The views of `toy_views` for the first `count` of these toys."""
     if count < 1 or sets < 0 or overhead < 0 or sets + overhead < 1:
         raise ValueError(f"count, sets, overhead: got {count}, {sets}, {overhead}, wanted at least one toy and view")
     from tqdm import tqdm
@@ -119,8 +129,7 @@ def toy_views(count: int, generator: np.random.Generator, split: str = "train", 
     per_toy = 4 * sets + overhead
     images = np.empty((count * per_toy, size, size, 4), np.uint8)
     captions, azimuths, elevations = [], [], []
-    for toy_index in tqdm(range(count), desc="rendering toys", disable=not progress, mininterval=5):
-        toy = sample_toy(generator, split=split)
+    for toy_index, toy in zip(tqdm(range(count), desc="rendering toys", disable=not progress, mininterval=5), toys, strict=False):
         first = generator.uniform(-QUARTER, QUARTER, sets)  # azimuth of each set's front view
         height = generator.uniform(LOW, HIGH, sets)
         turn = (first[:, None] + 90 * np.arange(4)).reshape(-1).tolist()  # (sets, 4) -> (4 sets,)
@@ -138,28 +147,47 @@ def toy_views(count: int, generator: np.random.Generator, split: str = "train", 
                           torch.zeros(count * per_toy, dtype=torch.bool))
 
 
-def real_views(split: str = "train") -> CaptionedViews:
-    """The shipped views of the real objects of a split, with their captions.
+def real_views(split: str = "train", views: Sequence[int] = tuple(range(24))) -> CaptionedViews:
+    """Shipped views of the real objects of a split, with their captions; views: which of each object's 24.
 
-    >>> views = real_views("val")
-    >>> len(views) == 24 * len(list_objects("val")), views.sets.shape[1]
-    (True, 4)
+    There are sets of four where the views at 0, 90, 180 and 270 degrees are among them. A training object whose caption
+    is that of a held-out toy ("a brown table") is left out.
+
+    >>> found = real_views("val", PAINTER)
+    >>> len(found) == 16 * len(list_objects("val")), len(found.sets) == len(list_objects("val")), len(real_views("val", JUDGE).sets)
+    (True, True, 0)
     """
-    objects = list_objects(split)
+    if not views or not set(views) <= set(range(24)):
+        raise ValueError(f"views: got {views!r}, wanted some of 0 to 23")
+    objects = [meta for meta in list_objects(split) if split != "train" or not names_heldout(meta["caption"])]
     if not objects:
         raise ValueError(f"split: {split!r} holds no object")
+    places = [list(views).index(v) for v in range(0, RING, 2)] if set(range(0, RING, 2)) <= set(views) else None
     images, captions, azimuths, elevations, sets = [], [], [], [], []
     for meta in objects:
         first = len(captions)
-        images.append(torch.from_numpy(load_object(meta["id"]).images))
-        captions += [meta["caption"]] * len(meta["azimuth"])
-        azimuths += meta["azimuth"]
-        elevations += meta["elevation"]
-        sets.append([first + meta["azimuth"][:8].index(a) for a in (0.0, 90.0, 180.0, 270.0)])  # the ring of eight
+        images.append(torch.from_numpy(load_object(meta["id"]).images)[list(views)])
+        captions += [meta["caption"]] * len(views)
+        azimuths += [meta["azimuth"][v] for v in views]
+        elevations += [meta["elevation"][v] for v in views]
+        sets += [[first + place for place in places]] if places else []
     counts = torch.tensor([len(i) for i in images])
     return CaptionedViews(torch.cat(images), captions, torch.tensor(azimuths), torch.tensor(elevations),
-                          torch.tensor(sets), torch.arange(len(objects)).repeat_interleave(counts),
-                          torch.ones(len(captions), dtype=torch.bool))
+                          torch.tensor(sets, dtype=torch.int64).reshape(-1, 4),
+                          torch.arange(len(objects)).repeat_interleave(counts), torch.ones(len(captions), dtype=torch.bool))
+
+
+def names_heldout(caption: str) -> bool:
+    """Whether a caption is one of a toy with a held-out combination of family, colour and pattern.
+
+    >>> names_heldout("a brown table"), names_heldout("a brown bed"), names_heldout("a green table")
+    (True, False, False)
+    """
+    try:
+        family, found = parse_caption(caption)
+    except ValueError:  # not a toy's caption
+        return False
+    return (family, found["color"], found["pattern"]) in heldout_combinations()
 
 
 def join_views(*parts: CaptionedViews) -> CaptionedViews:
@@ -181,16 +209,16 @@ def join_views(*parts: CaptionedViews) -> CaptionedViews:
                           torch.cat([p.real for p in parts]))
 
 
-def training_views(toys: int, generator: np.random.Generator, real: bool = True) -> CaptionedViews:
-    """What a text-image model of the course learns from: `toys` new toys and, if `real`, the real training objects.
+def training_views(toys: int, generator: np.random.Generator, real: Sequence[int] = ()) -> CaptionedViews:
+    """What a text-image model of the course learns from: `toys` new toys and these views of the real training objects.
 
     Models given different generators learn from different toys. Progress is shown.
 
-    >>> len(training_views(2, np.random.default_rng(0), real=False))
+    >>> len(training_views(2, np.random.default_rng(0)))
     20
     """
     views = toy_views(toys, generator, progress=True)
-    return join_views(views, real_views("train")) if real else views
+    return join_views(views, real_views("train", real)) if real else views
 
 
 def draw_rows(views: CaptionedViews, count: int, generator: torch.Generator, real_share: float = 0.2) -> Tensor:

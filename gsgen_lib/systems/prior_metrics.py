@@ -4,7 +4,7 @@
     view_word   share of samples whose view word it finds the best of four
     kid         kernel distance of the samples' features to those of true renders of other held-out toys
 
-The scorer learned from other toys than the prior, and sees held-out combinations only. Each number needs its
+The scorer learned from other toys than the prior, and is asked about held-out combinations only. Each number needs its
 neighbours: true renders scored the same way (what the judge gets wrong by itself; the floor of KID, whose estimate is
 unbiased for independent sets only, hence the other toys), and samples
 under shuffled captions (what a judge would say that liked everything). Taught in notebook 02.

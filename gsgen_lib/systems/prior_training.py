@@ -32,6 +32,7 @@ from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import (
+    PAINTER,
     VIEW_WORDS,
     CaptionedViews,
     draw_pictures,
@@ -60,11 +61,11 @@ from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, make_tokenizer
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
-    "tiny": dict(toys=8, real=False, channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
+    "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
                  steps=300, batch=16),
-    "cpu": dict(toys=2000, real=True, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=4000, batch=8, lr=4e-4),
+    "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=4000, batch=8, lr=4e-4),
                 steps=10000, batch=32),
-    "gpu": dict(toys=5000, real=True, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
+    "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
                 steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000

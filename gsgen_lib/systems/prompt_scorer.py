@@ -1,4 +1,4 @@
-"""Does this picture show what the prompt says? A small judge that never saw the painter's data.
+"""Does this picture show what the prompt says? A small judge that learned from other pictures than the painter.
 
 Two networks map pictures and prompts to unit vectors; training pulls a picture towards its own prompt
 and away from the other prompts of the batch (contrastive learning, CLIP, 2103.00020 section 2.3):
@@ -8,9 +8,9 @@ and away from the other prompts of the batch (contrastive learning, CLIP, 2103.0
 
 Where two prompts of a batch are equal, both count as right (the target is spread over them). Near misses are the own
 prompt with one word changed; prompts of other pictures differ in so much that a judge could pass by looking at the
-noun and the colour alone. Pictures are
-renders of other toys than the prior's, on random backgrounds, blurred and noised a little so that the judge looks
-at shape and colour rather than at pixels. It answers: which of 50 captions fits best? which view word?
+noun and the colour alone. Pictures are renders of other toys than the prior's, and other views of the real training
+objects, on random backgrounds, blurred and noised a little so that the judge looks at shape and colour rather than at
+pixels. It answers: which of 50 captions fits best? which view word?
 
 The same interface takes CLIP from the hub: `load_scorer("openai/clip-vit-base-patch32")`. Every score says
 who gave it (`scorer.name`). Taught in notebook 02.

@@ -1,6 +1,7 @@
 """Training the prompt scorer, and asking how often it is right: gsgen train scorer.
 
-Data: toys rendered for this purpose alone (another seed than the prior's), and the real training objects.
+Data: toys rendered for this purpose alone (another seed than the prior's), and views of the real training objects that the
+prior does not learn from.
 Each picture gets a random plain background and is shifted, scaled, blurred and noised a little; its prompt is
 "caption, view word" or, one time in three, the caption alone. Beside it stand `MISSES` near misses (`near_misses`):
 other view words, and the caption with one attribute changed, never to a combination that is held out: else the judge
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import (
+    JUDGE,
     VIEW_WORDS,
     CaptionedViews,
     draw_pictures,
@@ -59,9 +61,9 @@ from gsgen_lib.systems.prompt_scorer import (
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
-    "tiny": dict(toys=12, steps=120, batch=16, real=False),
-    "cpu": dict(toys=4000, steps=5000, batch=64, real=True),
-    "gpu": dict(toys=4000, steps=8000, batch=512, real=True),
+    "tiny": dict(toys=12, steps=120, batch=16, real=()),
+    "cpu": dict(toys=4000, steps=5000, batch=64, real=JUDGE),
+    "gpu": dict(toys=4000, steps=8000, batch=512, real=JUDGE),
 }
 TRAINED = frozenset(combinations("train"))
 TOY_SEED = 2_000_000  # the prior's toys start at 1_000_000, the test's at 3_000_000
