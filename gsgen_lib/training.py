@@ -12,7 +12,8 @@ that was not. A checkpoint (weights, average, optimiser, log) is written to one 
 that there is always a whole one; an interruption loses at most `checkpoint_every` steps.
 
 Device, mixed precision and several processes are Accelerate's business: the same call runs on a CPU,
-on one GPU, and under `accelerate launch`. Taught in notebook 02.
+on one GPU, and under `accelerate launch`. (With precision "fp16" the gradient scaler starts anew after an interruption.)
+Taught in notebook 02.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 
 def logit_normal_times(n: int, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None,
                        device=None) -> Tensor:
-    """n training times in (0, 1), dense in the middle; (n,); std > 0. The generator lives on `device`.
+    """n training times in [0, 1], dense in the middle; (n,); std > 0 (float32 rounds to the ends only for large ones).
+    The generator lives on `device`.
 
     >>> t = logit_normal_times(10_000, generator=torch.Generator().manual_seed(0))
     >>> bool(((t > 0.25) & (t < 0.75)).float().mean() > 0.7)  # 0.5 if they were uniform
@@ -79,7 +80,7 @@ def flow_times(steps: int, shift: float = 1.0) -> Tensor:
     """The steps + 1 times from 1 to 0 that a sampler visits; (steps + 1,).
 
     The sigmas of diffusers' FlowMatchEulerDiscreteScheduler when it is given `sigmas=linspace(1, 1 / steps,
-    steps)`; its own default ends with a step of length 1 / 1000 instead.
+    steps)`; its own default spaces them from 1 to 1 / 1000, shifts, and ends with a step from there to 0.
 
     >>> flow_times(4), flow_times(2, shift=3.0)
     (tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000]), tensor([1.0000, 0.7500, 0.0000]))

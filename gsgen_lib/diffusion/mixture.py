@@ -5,8 +5,9 @@ Data:  p(x_0) = sum_k w_k N(m_k, s_k^2 I).  With x_t = alpha x_0 + sigma eps,
     p(x_t)         = sum_k w_k N(alpha m_k, c_k I),           c_k = alpha^2 s_k^2 + sigma^2
     p(k | x_t)     = softmax_k [ log w_k - D/2 log c_k - |x_t - alpha m_k|^2 / (2 c_k) ]
     E[x_0 | x_t]   = sum_k p(k | x_t) [ m_k + alpha s_k^2 / c_k (x_t - alpha m_k) ]
-    E[eps | x_t]   = (x_t - alpha E[x_0 | x_t]) / sigma,      score = -E[eps | x_t] / sigma
+    score          = -sum_k p(k | x_t) (x_t - alpha m_k) / c_k,         E[eps | x_t] = -sigma score
 
+(which equals (x_t - alpha E[x_0 | x_t]) / sigma, but keeps its digits at small sigma)
 (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)) in diffusion, (1 - t, t) in rectified flow. No network can
 do better than this one, so a sampler that fails with it is wrong. The condition "component k carries
 this label" leaves another mixture: `mixture.given(labels, label)`. Taught in notebook 02; oracle of the tests.

@@ -7,7 +7,7 @@ b = abar_s at the next, cleaner time s < t, and x0, eps the guess at x_t (`gauss
            mean     = sqrt(b) beta / (1 - a) x0 + sqrt(a / b) (1 - b) / (1 - a) x_t,  beta = 1 - a / b
            variance = (1 - b) / (1 - a) beta
     DDIM   x_s = sqrt(b) x0 + sqrt(1 - b - sigma^2) eps + sigma z              2010.02502 eq. 12
-           sigma    = eta sqrt((1 - b) / (1 - a)) sqrt(1 - a / b)
+           sigma    = eta sqrt((1 - b) / (1 - a)) sqrt(1 - a / b)           eq. 16
 
 DDIM with eta = 0 draws no noise: a picture and its noise determine each other, so the same step
 with s > t runs the clock backwards (inversion). The last step goes to b = 1, where x_s = x0.

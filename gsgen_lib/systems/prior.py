@@ -126,7 +126,8 @@ class Prior:
 
         sampler: "ddim" or "ddpm"; views > 1: prompts come in groups of that many views of one object
         (`set_prompts`); rescale: of the guided prediction; negative: the prompt to move away from.
-        The generator lives on the CPU, so a seed gives the same noise on every device.
+        The generator lives on the CPU, so a seed gives the same starting noise on every device; what "ddpm" and eta > 0
+        draw on the way comes from a generator of the device.
         """
         if not prompts or len(prompts) % views:
             raise ValueError(f"prompts: got {len(prompts)}, wanted a multiple of views = {views}, at least one")

@@ -2,7 +2,9 @@
 
 Stage 1, autoencoder (AutoencoderKL of diffusers), 64 x 64 x 3 -> 16 x 16 x 4:
 
-    loss = |x - D(z)|_1 + `PERCEPTUAL` LPIPS(x, D(z)) + `KL` KL( N(mean, var) || N(0, I) ),   z ~ N(mean, var)
+    loss = mean |x - D(z)| + `PERCEPTUAL` LPIPS(x, D(z)) + `KL` KL( N(mean, var) || N(0, I) ),   z ~ N(mean, var)
+
+with the mean over pixels and channels, and the KL a sum over a picture's latents, averaged over pictures.
 
 Then `scaling_factor` = 1 / std of the latents, so that diffusion sees unit variance.
 
@@ -13,7 +15,7 @@ Stage 2, U-Net (UNet2DConditionModel) and text encoder (CLIPTextModel), both fro
 v = sqrt(abar) eps - sqrt(1 - abar) z. The schedule ends in pure noise (zero terminal SNR), since the pictures have plain
 backgrounds: with a trace of signal left at the end, the network would read off the mean colour there that sampling
 never gives it (2305.08891). One prompt in ten is empty, for guidance. In `SETS` of the steps the batch consists of
-sets of four views at right angles, and self-attention runs across them (MVDream, 2308.16512, section 3.2, where the
+sets of four views at right angles, and self-attention runs across them (MVDream, 2308.16512, section 3.1, where the
 share is 70 % sets and 30 % single pictures).
 
 Latents are made once, each view on `COPIES` backgrounds: what the encoder costs is paid once. Everything is resumable.
@@ -45,7 +47,7 @@ from gsgen_lib.data.captioned_views import (
 )
 from gsgen_lib.diffusion import q_sample, velocity
 from gsgen_lib.perceptual import lpips
-from gsgen_lib.systems.prior import Prior, set_prompts
+from gsgen_lib.systems.prior import Prior, load_prior, set_prompts
 from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
 from gsgen_lib.systems.prior_networks import (
     LENGTH,
@@ -125,20 +127,24 @@ def encode(vae, pictures: Tensor, chunk: int = 64) -> Tensor:
     return torch.cat(parts) * vae.config.scaling_factor
 
 
-def encode_views(vae, views: CaptionedViews, copies: int, seed: int) -> Tensor:
-    """Latents (M, copies, C, h, w) fp16 of every view on `copies` backgrounds: white first, then random colours.
-
-    Views of one object share their colours, as views of one set must.
-    """
-    from tqdm import tqdm
-
+def object_colors(views: CaptionedViews, copies: int, seed: int) -> Tensor:
+    """Backgrounds (objects, copies, 3), the same for all views of an object, as views of one set must have: white first,
+    then random colours; a single one is random."""
     owners = int(views.owners.max()) + 1
     colors = random_backgrounds(owners * copies, torch.Generator().manual_seed(seed), 0.0).reshape(owners, copies, 3)
-    colors[:, 0] = 1.0
+    if copies > 1:
+        colors[:, 0] = 1.0
+    return colors
+
+
+def encode_views(vae, views: CaptionedViews, colors: Tensor) -> Tensor:
+    """Latents (M, copies, C, h, w) fp16 of every view on each of its object's `object_colors` (objects, copies, 3)."""
+    from tqdm import tqdm
+
     parts = []
     for rows in tqdm(torch.arange(len(views)).split(128), desc="latents", mininterval=5):
         pictures = on_background(views.images[rows][:, None], colors[views.owners[rows]])  # (b, copies, H, W, 3)
-        parts.append(encode(vae, pictures.flatten(0, 1)).half().unflatten(0, (len(rows), copies)))
+        parts.append(encode(vae, pictures.flatten(0, 1)).half().unflatten(0, (len(rows), colors.shape[1])))
     return torch.cat(parts)
 
 
@@ -233,9 +239,10 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
              "seconds_in_all": round(time.perf_counter() - start),
              "loss": {"autoencoder": first.log[-1]["loss"], "diffusion": second.log[-1]["loss"]} if first.log and second.log
              else {}}
-    if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():
-        facts["metrics"] = card_metrics(Prior(pipeline, "prior"), seed)
-    return save_prior(pipeline, out / "model", facts)
+    card = save_prior(pipeline, out / "model", facts)
+    if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():  # of the files, in half precision
+        card = pretrained.write_card(out / "model", card | {"metrics": card_metrics(load_prior(out / "model"), seed)})
+    return card
 
 
 def card_metrics(prior: Prior, seed: int = 0) -> dict:
@@ -255,7 +262,7 @@ def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
         if len(latents) == len(views):
             return latents
         raise ValueError(f"{path}: holds latents of {len(latents)} views, wanted {len(views)}; delete it to make them anew")
-    latents = encode_views(vae, views, COPIES, seed)
+    latents = encode_views(vae, views, object_colors(views, COPIES, seed))
     save_file({"latents": latents}, path)
     return latents
 

@@ -6,8 +6,8 @@ and away from the other prompts of the batch (contrastive learning, CLIP, 2103.0
     u_i = image_tower(x_i) / |.|,   w_j = text_tower(p_j) / |.|,   s_ij = exp(`log_scale`) u_i . w_j
     loss = 1/2 [ CE(s_i., i) + CE(s_.j, j) ] + CE( s of picture i with its own prompt and with near misses, own )
 
-Where two prompts of a batch are equal, both count as right (the target is spread over them). Near misses are the own
-prompt with one word changed; prompts of other pictures differ in so much that a judge could pass by looking at the
+Where two prompts of a batch are equal, to the letter, both count as right (the target is spread over them). Near misses
+are the own prompt with one word changed; prompts of other pictures differ in so much that a judge could pass by looking at the
 noun and the colour alone. Pictures are renders of other toys than the prior's, and other views of the real training
 objects, on random backgrounds, blurred and noised a little so that the judge looks at shape and colour rather than at
 pixels. It answers: which of 50 captions fits best? which view word?

@@ -65,7 +65,7 @@ PRESETS = {
     "cpu": dict(toys=4000, steps=5000, batch=64, real=JUDGE),
     "gpu": dict(toys=4000, steps=8000, batch=512, real=JUDGE),
 }
-TRAINED = frozenset(combinations("train"))
+COMBINATIONS = {split: frozenset(combinations(split)) for split in ("train", "all")}
 TOY_SEED = 2_000_000  # the prior's toys start at 1_000_000, the test's at 3_000_000
 
 
@@ -99,8 +99,8 @@ def near_misses(views: CaptionedViews, row: int, short: bool, captions: list[str
     return others + [c if short else f"{c}, {word}" for c in changed]
 
 
-def one_attribute_changed(caption: str, generator: torch.Generator) -> str:
-    """A toy's caption with another colour, pattern, pattern colour or build, of a combination that training has.
+def one_attribute_changed(caption: str, generator: torch.Generator, split: str = "train") -> str:
+    """A toy's caption with another colour, pattern, pattern colour or build, of a combination that the split has.
 
     >>> one_attribute_changed("a red mug with white dots", torch.Generator().manual_seed(1))
     'a red mug with white zigzags'
@@ -121,7 +121,7 @@ def one_attribute_changed(caption: str, generator: torch.Generator) -> str:
             if name != "pattern":
                 continue  # such a pattern would not stand out: no toy has it
             new["pattern_color"] = pick(pattern_colors(new["color"]), None)
-        if (family, new["color"], new["pattern"]) in TRAINED:
+        if (family, new["color"], new["pattern"]) in COMBINATIONS[split]:
             return make_caption(family, new)
 
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from gsgen_lib.data.captioned_views import (
+    JUDGE,
+    PAINTER,
     CaptionedViews,
     draw_pictures,
     draw_rows,
@@ -113,6 +115,23 @@ def test_draws_keep_the_share_of_real_objects():
     assert both.captions[both.sets[-1, 0]] == real.captions[real.sets[-1, 0]]
 
 
+def test_painter_and_judge_never_see_one_picture_and_no_heldout_caption():
+    painter, judge = (real_views("train", views) for views in (PAINTER, JUDGE))
+    assert len(painter) == 2 * len(judge) and len(painter.sets) == int(painter.owners.max()) + 1
+    seen = {image.numpy().tobytes() for image in painter.images}
+    assert not seen & {image.numpy().tobytes() for image in judge.images} and len(seen) > 0.99 * len(painter)
+    turns = torch.tensor([0.0, 90.0, 180.0, 270.0])
+    assert (painter.azimuths[painter.sets] == turns).all() and (painter.elevations[painter.sets] == 15).all()
+    held_out = set(heldout_combinations())
+    for caption in {*painter.captions, *judge.captions}:
+        try:
+            family, found = parse_caption(caption)
+        except ValueError:
+            continue
+        assert (family, found["color"], found["pattern"]) not in held_out
+    assert len(set(real_views("test").captions)) > 10  # other splits keep all of theirs
+
+
 def test_kept_collections_are_whole_or_refused(tmp_path, toys):
     path = tmp_path / "views.safetensors"
     first = kept(path, lambda: toys)
@@ -126,6 +145,7 @@ def test_kept_collections_are_whole_or_refused(tmp_path, toys):
     (lambda: toy_views(0, np.random.default_rng(0)), "count, sets, overhead: got 0"),
     (lambda: toy_views(1, np.random.default_rng(0), sets=0, overhead=0), "at least one toy and view"),
     (lambda: real_views("nothing"), "split"),
+    (lambda: real_views("val", (3, 24)), "views: got"),
     (lambda: join_views(toy_views(1, np.random.default_rng(0), size=8), toy_views(1, np.random.default_rng(0), size=9)),
      "wanted one size"),
 ])

@@ -20,10 +20,11 @@ def knowing(asked):
 
     def vector(caption, word):
         v = torch.zeros(len(captions) + 4)
-        v[captions.index(caption)] = 1.0
+        if caption in captions:
+            v[captions.index(caption)] = 1.0
         if word:
             v[len(captions) + VIEW_WORDS.index(word)] = 1.0
-        return v / v.norm()
+        return v / v.norm().clamp_min(1e-6)
 
     def embed_images(pictures):
         rows = (pictures[:, 0, 0, 0] * 255).round().long().tolist()
@@ -46,6 +47,8 @@ def test_prompts_are_held_out_and_turn_through_the_view_words(asked):
     for caption in asked.captions:
         family, found = parse_caption(caption)
         assert (family, found["color"], found["pattern"]) in held_out
+    triples = [(parse_caption(c)[0], parse_caption(c)[1]["color"], parse_caption(c)[1]["pattern"]) for c in asked.captions]
+    assert len(set(triples)) == 24  # none comes twice
     assert asked.words == list(VIEW_WORDS) * 6
     assert asked.prompts[1] == asked.captions[1] + ", side view"
     assert asked.truth.shape == asked.others.shape == (24, 64, 64, 3)
@@ -57,7 +60,7 @@ def test_prompts_are_held_out_and_turn_through_the_view_words(asked):
 def test_a_knowing_judge_gives_full_marks_and_shuffled_pictures_none(asked):
     judge, pictures = knowing(asked), marked(asked.truth)
     full = picture_scores(pictures, asked, judge)
-    assert full["own_first"] == full["view_word"] == 1.0 and full["pictures"] == 24
+    assert full["own_first"] == full["near_first"] == full["view_word"] == 1.0 and full["pictures"] == 24
     assert full["among"] == min(50, len(set(asked.captions)))
     shuffled = picture_scores(pictures.roll(1, 0), asked, judge)  # the next view word, and another caption
     assert shuffled["own_first"] < 0.2 and shuffled["view_word"] == 0.0
@@ -65,10 +68,32 @@ def test_a_knowing_judge_gives_full_marks_and_shuffled_pictures_none(asked):
     assert four["own_first"] < 0.2
 
 
+def test_all_hundred_combinations_come_once():
+    from gsgen_lib.data.toys import heldout_combinations
+
+    captions = [parse_caption(c) for c in held_out_prompts(100, seed=1).captions]
+    assert {(family, found["color"], found["pattern"]) for family, found in captions} == set(heldout_combinations())
+
+
+def test_near_captions_ask_for_more_than_noun_and_colour(asked):
+    """A judge that reads nouns and colours only passes among random rivals more often than among near ones."""
+    from gsgen_lib.data.toy_words import COLORS, NOUNS
+
+    def embed_prompts(prompts):
+        found = [parse_caption(p.split(", ")[0]) for p in prompts]
+        return torch.stack([torch.cat([torch.eye(14)[NOUNS.index(f)], torch.eye(10)[COLORS.index(a["color"])]]) for f, a in found])
+
+    def embed_images(pictures):
+        return embed_prompts([asked.captions[int(i)] for i in (pictures[:, 0, 0, 0] * 255).round()])
+
+    found = picture_scores(marked(asked.truth), asked, Scorer("coarse", embed_images, embed_prompts))
+    assert found["near_first"] < 0.3 < 0.5 < found["own_first"]
+
+
 def test_a_blind_judge_gives_no_marks(asked):
     blind = Scorer("blind", lambda x: torch.ones(len(x), 1), lambda p: torch.ones(len(p), 1))
     found = picture_scores(asked.truth, asked, blind)
-    assert found["own_first"] == 0.0  # a tie is no first rank
+    assert found["own_first"] == found["near_first"] == 0.0  # a tie is no first rank
     assert found["view_word"] == 0.25  # always the first word
 
 
