@@ -3,8 +3,9 @@
     pixel    U-Net on 3 x 64 x 64 pictures, three levels
     latent   U-Net on 4 x 16 x 16 latents of the shipped prior's autoencoder, two levels (the shipped prior's U-Net)
 
-Both have about 2.7 million weights in U-Net and text encoder. Each is given as many steps as fit into `minutes`, found by
-timing a few; its learning rate rises and falls over just these. Then each draws one sample for each held-out prompt.
+Both have about 2.5 million weights, and share the shipped prior's text encoder, frozen. Each is given as many steps as fit
+into `minutes`, found by timing a few; its learning rate rises and falls over just these. Then each draws one sample for
+each held-out prompt.
 
 What the comparison leaves out: the autoencoder was trained before, on more objects (its card says for how long), and serves
 every later model. What it leaves in: the autoencoder's errors; a third row scores true renders that went through it and
@@ -25,12 +26,11 @@ from gsgen_lib.image_features import features_name
 from gsgen_lib.metrics import bootstrap_ci
 from gsgen_lib.systems.prior import load_prior
 from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
-from gsgen_lib.systems.prior_networks import TextAndUNet, make_text_encoder, make_unet
+from gsgen_lib.systems.prior_networks import TextAndUNet, make_unet
 from gsgen_lib.systems.prior_training import (
     ATTENTION,
     encode_views,
     object_colors,
-    prompt_tokenizer,
     train_diffusion,
 )
 from gsgen_lib.systems.prompt_scorer import load_scorer, tokenize
@@ -78,7 +78,7 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
     abar, scores = prior.alphas_cumprod, {}
     for seed in range(seeds):
         views = training_views(toys, np.random.default_rng(TOY_SEED + seed))
-        tokenizer, asked = prompt_tokenizer(views), held_out_prompts(captions, seed)
+        asked = held_out_prompts(captions, seed)
         colors = object_colors(views, 1, seed)  # both arms see every view on the same background
         pixels, scale = pixels_of(views, colors)
         arms = {"pixel": ((32, 64, 96), 1, pixels, lambda x, scale=scale: (x.movedim(1, -1) * scale / 2 + 0.5).clamp(0, 1)),
@@ -87,9 +87,10 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
             shape = tuple(data.shape[2:])
 
             def fit(steps, channels=channels, shape=shape, attention=attention, data=data):
-                model = seeded(partial(_model, channels, shape, attention, len(tokenizer)), seed)
+                unet = seeded(partial(make_unet, channels, shape[-1], shape[0], attention), seed)
+                model = TextAndUNet(unet, prior.text_encoder)
                 with tempfile.TemporaryDirectory() as folder:
-                    train_diffusion(views, data, model, tokenizer, Path(folder), steps, batch, seed)
+                    train_diffusion(views, data, model, prior.tokenizer, Path(folder), steps, batch, seed)
                 return model
 
             count = steps_in(minutes, fit)
@@ -97,11 +98,11 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
             model = fit(count)
             trained = (time.perf_counter() - start) / 60
             start = time.perf_counter()
-            pictures = draw_all(sampler(model, tokenizer, shape, decode, abar, steps, guidance_scale), asked.prompts, seed)
+            pictures = draw_all(sampler(model, prior.tokenizer, shape, decode, abar, steps, guidance_scale), asked.prompts, seed)
             drawn = (time.perf_counter() - start) / captions
             found = picture_scores(pictures, asked, judge, seed=seed)
             found |= {"steps trained": count, "minutes trained": trained, "seconds per sample": drawn,
-                      "million weights": sum(p.numel() for p in model.parameters()) / 1e6}
+                      "million weights": sum(p.numel() for p in model.unet.parameters()) / 1e6}
             scores.setdefault(name, []).append(found)
         with torch.no_grad():
             again = torch.cat([prior.decode(prior.encode_image(x)) for x in asked.truth.split(25)])
@@ -117,10 +118,6 @@ def main(minutes: float = 10.0, toys: int = 400, seeds: int = 3, captions: int =
     note = (f"{minutes} minutes of training per arm and seed, {seeds} seeds, {toys} toys, batch {batch}, {captions} held-out "
             f"prompts, DDIM {steps} steps, guidance {guidance_scale}; {features_name()}; judge: {judge.name}.")
     return {"name": "pixel_or_latent", "rows": rows, "bars": bars, "note": note}
-
-
-def _model(channels, shape, attention, vocabulary):
-    return TextAndUNet(make_unet(channels, shape[-1], shape[0], attention), make_text_encoder(vocabulary))
 
 
 def _mean(runs: list[dict], key: str) -> str:

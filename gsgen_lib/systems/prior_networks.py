@@ -10,10 +10,13 @@ Source: latent diffusion (2112.10752), section 3. Taught in notebook 02; trained
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from gsgen_lib.systems.prior import views_together
+from gsgen_lib.systems.prompt_scorer import ImageTower
 
 WIDTH, LENGTH = 96, 24  # of text features: channels, tokens
 
@@ -120,12 +123,34 @@ class EncodeDecode(nn.Module):
         return decoded, posterior.mean, posterior.logvar
 
 
+class TextAndPictures(ImageTower):
+    """What stage 2 trains: the text encoder, beside an image tower that is thrown away afterwards.
+
+    >>> import torch
+    >>> model = TextAndPictures(make_text_encoder(300))
+    >>> [x.shape for x in model(torch.rand(2, 64, 64, 3), torch.ones(2, 7, 24, dtype=torch.long))[:2]]
+    [torch.Size([2, 128]), torch.Size([2, 7, 128])]
+    """
+
+    def __init__(self, text_encoder, channels: tuple[int, ...] = (32, 64, 128, 192), embed: int = 128):
+        super().__init__(channels, embed)
+        self.text_encoder, self.text_head = text_encoder, nn.Linear(WIDTH, embed)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures (B, H, W, 3), tokens (B, T, L) of T prompts for each -> unit vectors (B, embed) and (B, T, embed), and
+        `log_scale`, as `PromptScorer`. A prompt's vector is read at its end token, which has seen all the others."""
+        words = self.text_encoder(tokens.flatten(0, 1)).pooler_output  # (B T, WIDTH)
+        texts = nn.functional.normalize(self.text_head(words), dim=-1).unflatten(0, tokens.shape[:2])
+        return self.embed_images(images), texts, self.log_scale
+
+
 class TextAndUNet(nn.Module):
-    """What stage 2 trains: tokens -> features -> prediction."""
+    """What stage 3 trains, tokens -> features -> prediction; the text encoder is frozen, as in Stable Diffusion."""
 
     def __init__(self, unet, text_encoder):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False)
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor, views: int = 1) -> Tensor:
         with views_together(self.unet, views):

@@ -1,4 +1,4 @@
-"""Training the prior: an autoencoder, then a diffusion model of its latents. gsgen train prior.
+"""Training the prior: an autoencoder, a text encoder, and a diffusion model of latents. gsgen train prior.
 
 Stage 1, autoencoder (AutoencoderKL of diffusers), 64 x 64 x 3 -> 16 x 16 x 4:
 
@@ -8,7 +8,11 @@ with the mean over pixels and channels, and the KL a sum over a picture's latent
 
 Then `scaling_factor` = 1 / std of the latents, so that diffusion sees unit variance.
 
-Stage 2, U-Net (UNet2DConditionModel) and text encoder (CLIPTextModel), both from nothing:
+Stage 2, text encoder (CLIPTextModel): learns beside pictures, with the loss of `prompt_scorer` and an image tower that is
+thrown away afterwards. A diffusion loss alone teaches words slowly, since most of what it has to explain is not in the
+caption: begun with random weights, the same U-Net still ignored its prompts after 20,000 pictures.
+
+Stage 3, U-Net (UNet2DConditionModel), with the text encoder frozen as in Stable Diffusion:
 
     z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps,   loss = | v_theta(z_t, t, text) - v |^2,   t uniform
 
@@ -52,6 +56,7 @@ from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_
 from gsgen_lib.systems.prior_networks import (
     LENGTH,
     EncodeDecode,
+    TextAndPictures,
     TextAndUNet,
     as_pipeline,
     make_autoencoder,
@@ -60,15 +65,16 @@ from gsgen_lib.systems.prior_networks import (
     make_unet,
 )
 from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, make_tokenizer, token_memory
+from gsgen_lib.systems.scorer_training import both_losses, contrastive_batches
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
-                 steps=300, batch=16),
+                 text=dict(steps=40, batch=8), steps=300, batch=16),
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=4000, batch=8, lr=4e-4),
-                steps=10000, batch=32),
+                text=dict(steps=2000, batch=64), steps=40000, batch=16),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
-                steps=20000, batch=256),
+                text=dict(steps=4000, batch=256), steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
@@ -151,9 +157,23 @@ def encode_views(vae, views: CaptionedViews, colors: Tensor) -> Tensor:
 # ---- stage 2 -------------------------------------------------------------------------------------------------------
 
 
+def train_text_encoder(views: CaptionedViews, tokenizer, folder: Path, steps: int, batch: int, seed: int, minutes=None,
+                       device=None):
+    """Stage 2; returns the CLIPTextModel, and the training's result."""
+    model = seeded(lambda: TextAndPictures(make_text_encoder(len(tokenizer))), seed)
+    config = TrainConfig(steps=steps, lr=1e-3, warmup=min(200, steps // 4), weight_decay=0.05, ema_decay=0.998,
+                         checkpoint_every=250, seed=seed)
+    draw_batch = contrastive_batches(views, token_memory(tokenizer), batch)
+    result = train(model, both_losses, draw_batch, config, folder, None, minutes, device)
+    return model.text_encoder, result
+
+
+# ---- stage 3 -------------------------------------------------------------------------------------------------------
+
+
 def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, tokenizer, folder: Path, steps: int, batch: int,
                     seed: int, minutes=None, device=None, sheet=None):
-    """Stage 2: train `model` in place on latents (M, copies, C, h, w) of the views; returns the training's result."""
+    """Stage 3: train `model` in place on latents (M, copies, C, h, w) of the views; returns the training's result."""
     alphas_cumprod = make_scheduler().alphas_cumprod.float()
     tokens = token_memory(tokenizer)
 
@@ -199,7 +219,7 @@ def sample_sheet(views: CaptionedViews, vae, tokenizer):
         prior = Prior(as_pipeline(model, vae.to(next(model.parameters()).device), tokenizer), "in training")
         pictures = [prior.sample(singles, 20, generator=torch.Generator().manual_seed(0)),
                     prior.sample(four, 20, views=4, generator=torch.Generator().manual_seed(0))]
-        model.requires_grad_(True)  # Prior froze it
+        model.unet.requires_grad_(True)  # Prior froze it
         return torch.cat([grid(p.cpu(), 4) for p in pictures], 1)
 
     return sheet
@@ -228,17 +248,22 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
         return {}
     latents = kept_latents(out / "latents.safetensors", vae, views, seed)
     tokenizer = prompt_tokenizer(views)
-    model = seeded(lambda: TextAndUNet(make_unet(tuple(p["channels"]), latents.shape[-1], latents.shape[2], ATTENTION),
-                                       make_text_encoder(len(tokenizer))), seed)
-    second = train_diffusion(views, latents, model, tokenizer, out / "diffusion", steps or p["steps"], p["batch"], seed,
+    text_encoder, second = train_text_encoder(views, tokenizer, out / "text_encoder", **p["text"], seed=seed, minutes=minutes,
+                                              device=device)
+    if second.step < p["text"]["steps"]:
+        print(f"text encoder: step {second.step} of {p['text']['steps']}; call again to go on")
+        return {}
+    unet = seeded(lambda: make_unet(tuple(p["channels"]), latents.shape[-1], latents.shape[2], ATTENTION), seed)
+    model = TextAndUNet(unet, text_encoder)
+    third = train_diffusion(views, latents, model, tokenizer, out / "diffusion", steps or p["steps"], p["batch"], seed,
                              minutes, device, sample_sheet(views, vae, tokenizer))
     pipeline = as_pipeline(model, vae, tokenizer)
-    hours = round((first.seconds + second.seconds) / 3600, 2)
+    hours = round((first.seconds + second.seconds + third.seconds) / 3600, 2)
     facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}", "seed": seed, "hours": hours,
-             "steps": {"autoencoder": first.step, "diffusion": second.step},
+             "steps": {"autoencoder": first.step, "text encoder": second.step, "diffusion": third.step},
              "seconds_in_all": round(time.perf_counter() - start),
-             "loss": {"autoencoder": first.log[-1]["loss"], "diffusion": second.log[-1]["loss"]} if first.log and second.log
-             else {}}
+             "loss": {name: stage.log[-1]["loss"] for name, stage in
+                      (("autoencoder", first), ("text encoder", second), ("diffusion", third)) if stage.log}}
     card = save_prior(pipeline, out / "model", facts)
     if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():  # of the files, in half precision
         card = pretrained.write_card(out / "model", card | {"metrics": card_metrics(load_prior(out / "model"), seed)})

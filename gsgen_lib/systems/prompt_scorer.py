@@ -62,7 +62,29 @@ class _Residual(nn.Module):
         return F.silu(self.main(x) + self.short(x))
 
 
-class PromptScorer(nn.Module):
+class ImageTower(nn.Module):
+    """Pictures -> unit vectors.
+
+    >>> ImageTower((8, 16, 24, 32), 128).embed_images(torch.rand(2, 64, 64, 3)).shape
+    torch.Size([2, 128])
+    """
+
+    def __init__(self, channels: tuple[int, ...], embed: int):
+        super().__init__()
+        sizes = (3, *channels)
+        self.blocks = nn.Sequential(*[_Residual(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.image_head = nn.Linear(channels[-1] * 16, embed)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit vectors (B, embed) of pictures (B, H, W, 3) in [0, 1]; other sizes than 64 are resized. Differentiable."""
+        x = images.movedim(-1, 1) * 2 - 1  # (B, 3, H, W)
+        if x.shape[-2:] != (64, 64):
+            x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
+        x = F.adaptive_avg_pool2d(self.blocks(x), 4)  # (B, C, 4, 4): keeps where things are
+        return F.normalize(self.image_head(x.flatten(1)), dim=-1)
+
+
+class PromptScorer(ImageTower):
     """Image tower and text tower.
 
     >>> model = PromptScorer(ScorerConfig(vocabulary=10))
@@ -71,11 +93,8 @@ class PromptScorer(nn.Module):
     """
 
     def __init__(self, config: ScorerConfig = ScorerConfig()):
-        super().__init__()
+        super().__init__(config.channels, config.embed)
         self.config = c = config
-        sizes = (3, *c.channels)
-        self.blocks = nn.Sequential(*[_Residual(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
-        self.image_head = nn.Linear(c.channels[-1] * 16, c.embed)
         self.words = nn.Embedding(c.vocabulary, c.width)
         self.places = nn.Parameter(torch.randn(c.length, c.width) * 0.02)
         layer = nn.TransformerEncoderLayer(c.width, c.heads, 2 * c.width, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -88,14 +107,6 @@ class PromptScorer(nn.Module):
         and (B, T, embed), and `log_scale`."""
         texts = self.embed_tokens(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         return self.embed_images(images), texts, self.log_scale
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, embed) of pictures (B, H, W, 3) in [0, 1]; other sizes than 64 are resized. Differentiable."""
-        x = images.movedim(-1, 1) * 2 - 1  # (B, 3, H, W)
-        if x.shape[-2:] != (64, 64):
-            x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
-        x = F.adaptive_avg_pool2d(self.blocks(x), 4)  # (B, C, 4, 4): keeps where things are
-        return F.normalize(self.image_head(x.flatten(1)), dim=-1)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Unit vectors (B, embed) of token ids (B, length), padded with the end token, the largest id."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,31 @@ def disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (x + noise).clamp(0, 1).movedim(1, -1)
 
 
+def contrastive_batches(views: CaptionedViews, tokens: Callable, batch: int) -> Callable:
+    """draw(generator) -> disturbed pictures (B, H, W, 3), tokens (B, 1 + MISSES, L) of each one's prompt and its near
+    misses, and the B prompts. tokens: from `token_memory`."""
+    real_captions = sorted({c for c, real in zip(views.captions, views.real.tolist(), strict=True) if real})
+
+    def draw(generator):
+        rows = draw_rows(views, batch, generator)
+        pictures = draw_pictures(views, rows, generator)[0]
+        short = torch.rand(len(rows), generator=generator) < 1 / 3
+        prompts = [views.captions[r] if s else views.prompt(r) for r, s in zip(rows.tolist(), short, strict=True)]
+        misses = [near_misses(views, r, bool(s), real_captions, generator) for r, s in zip(rows.tolist(), short, strict=True)]
+        texts = [text for own, near in zip(prompts, misses, strict=True) for text in (own, *near)]
+        return disturb(pictures, generator), tokens(texts).unflatten(0, (len(rows), 1 + MISSES)), prompts
+
+    return draw
+
+
+def both_losses(model, data, generator) -> dict:
+    """The loss of the header for a batch of `contrastive_batches`; model(pictures, tokens) as `PromptScorer`."""
+    pictures, ids, prompts = data
+    images, texts, log_scale = model(pictures, ids)
+    apart, near = contrastive_loss(images, texts[:, 0], prompts, log_scale), near_miss_loss(images, texts, log_scale)
+    return {"loss": apart + near, "contrastive": apart, "near misses": near}
+
+
 def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", steps: int | None = None, seed: int = 0,
                  minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train a prompt scorer; the finished model is out/model (config, weights, tokenizer, card). Resumable.
@@ -159,29 +185,11 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
         toys = np.random.default_rng(TOY_SEED + seed)
         views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
     tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
-    tokens = token_memory(tokenizer)
-
-    real_captions = sorted({c for c, real in zip(views.captions, views.real.tolist(), strict=True) if real})
-
-    def draw_batch(generator):
-        rows = draw_rows(views, p["batch"], generator)
-        pictures = draw_pictures(views, rows, generator)[0]
-        short = torch.rand(len(rows), generator=generator) < 1 / 3
-        prompts = [views.captions[r] if s else views.prompt(r) for r, s in zip(rows.tolist(), short, strict=True)]
-        misses = [near_misses(views, r, bool(s), real_captions, generator) for r, s in zip(rows.tolist(), short, strict=True)]
-        texts = [text for own, near in zip(prompts, misses, strict=True) for text in (own, *near)]
-        return disturb(pictures, generator), tokens(texts).unflatten(0, (len(rows), 1 + MISSES)), prompts
-
-    def loss_fn(model, batch, generator):
-        pictures, ids, prompts = batch
-        images, texts, log_scale = model(pictures, ids)
-        apart, near = contrastive_loss(images, texts[:, 0], prompts, log_scale), near_miss_loss(images, texts, log_scale)
-        return {"loss": apart + near, "contrastive": apart, "near misses": near}
-
+    draw_batch = contrastive_batches(views, token_memory(tokenizer), p["batch"])
     model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
-    result = train(model, loss_fn, draw_batch, config, out, minutes=minutes, device=device)
+    result = train(model, both_losses, draw_batch, config, out, minutes=minutes, device=device)
     save_scorer(model, tokenizer, out / "model")
     scorer = load_scorer(out / "model")
     tests = toy_views(40 if preset == "tiny" else 200, np.random.default_rng(3_000_000 + seed), "test")

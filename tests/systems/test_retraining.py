@@ -72,11 +72,21 @@ def test_the_diffusion_model_beats_the_best_linear_guess(trained):
     assert losses[-1] < 0.8
 
 
+def test_the_text_encoder_learns_beside_pictures_and_is_then_frozen(trained):
+    losses = [row["loss"] for row in rows_of(trained[0] / "text_encoder")]
+    assert losses[-1] < 0.95 * (np.log(8) + np.log(7))  # chance: one of 8 pictures, one of 7 prompts
+    kept = torch.load(trained[0] / "text_encoder/checkpoint.pt", weights_only=True)["ema"]["shadow"]
+    after = torch.load(trained[0] / "diffusion/checkpoint.pt", weights_only=True)["model"]
+    names = [name for name in kept if name.startswith("text_encoder.")]
+    assert names and all(torch.equal(kept[name], after[name]) for name in names)
+
+
 def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
     folder, card = trained
     assert pretrained.checked_folder(folder / "model") and card["name"] == "prior"
-    assert card["steps"] == {"autoencoder": prior_training.PRESETS["tiny"]["vae"]["steps"],
-                             "diffusion": prior_training.PRESETS["tiny"]["steps"]}
+    tiny = prior_training.PRESETS["tiny"]
+    assert card["steps"] == {"autoencoder": tiny["vae"]["steps"], "text encoder": tiny["text"]["steps"],
+                             "diffusion": tiny["steps"]}
     prior = load_prior(folder / "model")
     assert prior.prediction == "v" and prior.alphas_cumprod[-1] == 0  # zero terminal SNR
     a = prior.sample(["a red mug, front view"] * 2, 2, generator=gen())
