@@ -138,14 +138,17 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     (True, 300)
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import send_to_device
     from tqdm import tqdm
 
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of the first training would stay
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(prepared)
     ema, log, first, spent = EMA(model, config.ema_decay), [], 0, 0.0
