@@ -66,6 +66,8 @@ BAD = {
     r"means: got shape \(2,\)": lambda: D.GaussianMixture(torch.zeros(2), torch.ones(2), torch.ones(2)),
     "stds: got": lambda: D.GaussianMixture(X, torch.tensor([1.0, -1.0, 1.0]), torch.ones(3)),
     "weights: got .1.0, 1.0., wanted 3": lambda: D.GaussianMixture(X, torch.ones(3), torch.ones(2)),
+    "stds: got .1.0, nan, 1.0.": lambda: D.GaussianMixture(X, torch.tensor([1.0, math.nan, 1.0]), torch.ones(3)),
+    r"alphas_cumprod: got shape \(3,\), wanted": lambda: D.ddim_sample(ZERO, X, torch.tensor([0.9, 0.5, 0.6]), 2),
     "weights: got no positive weight": lambda: D.GaussianMixture(X, torch.ones(3), torch.zeros(3)),
     r"x: got shape \(3, 3\)": lambda: MIX.score(Y, 0.6, 0.8),
     "label: got 5": lambda: MIX.given(torch.tensor([0, 1]), 5),

@@ -196,6 +196,16 @@ def test_ancestral_sampling_asks_at_every_time_and_repeats():
     assert x.equal(torch.ones(2, 3))  # nothing is written into the input
 
 
+def test_noise_on_the_way_has_the_precision_of_the_data():
+    abar, x = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64), torch.randn(2, 3, generator=gen()).double()
+    z = [torch.randn(2, 3, dtype=torch.float64, generator=g) for g in [gen(4)] for _ in range(3)]
+    by_hand, at = x, [0.2, 0.5, 0.9, 1.0]
+    for a, b, noise in zip(at, at[1:], z):
+        x0 = D.convert(0.3 * by_hand, by_hand, a, "eps", "x0")
+        by_hand = D.ddim_step(by_hand, x0, 0.3 * by_hand, a, b, 0.7, noise)
+    assert_close(D.ddim_sample(lambda x, t: 0.3 * x, x, abar, 3, eta=0.7, generator=gen(4)), by_hand, rtol=1e-12, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------- flows
 
 def test_road_and_loss_of_flow():
@@ -282,6 +292,11 @@ def test_guided_denoiser_calls_in_one_batch_within_the_interval_only():
     v = torch.randn(2, 3, generator=gen())
     rescaled = D.guided(lambda x, t, c: c[:, None] * v.repeat(len(c) // 2, 1), c, u, 3.0, rescale=0.7)(x, 0)
     assert_close(rescaled, D.guide(u[:, None] * v, c[:, None] * v, 3.0, 0.7))
+    in_two_calls = D.guided(lambda x, t, c: (3.0 if c == "a toy" else 1.0) * v, "a toy", "", 3.0, rescale=0.7)(x, 0)
+    assert_close(in_two_calls, D.guide(v, 3 * v, 3.0, 0.7))
+    v = (4 * v).round() / 4  # no rounding below
+    still = D.guide(1.5 * v, v, 3.0, 1.0)  # u + 3 (c - u) = 0 has no standard deviation to scale
+    assert_close(still, torch.zeros(2, 3))
 
 
 # --------------------------------------------------------------------------------------------- EMA
@@ -353,3 +368,17 @@ def test_ema_of_half_precision_weights_does_not_stand_still():
     assert ema.shadow["weight"].mean().item() == pytest.approx(1.5 - 0.5 * 0.999**1000, abs=1e-3)
     ema.copy_to(net)
     assert net.weight.dtype == torch.bfloat16
+
+
+def test_ema_of_shared_weights_is_one_average():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    net[1].weight = net[0].weight
+    with torch.no_grad():
+        net[0].weight.fill_(0.0)
+    ema = D.EMA(net, 0.1)
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+    ema.update(net)
+    assert torch.equal(ema.shadow["0.weight"], ema.shadow["1.weight"])
+    ema.copy_to(net)
+    assert_close(net[1].weight.detach(), torch.full((2, 2), 0.9))

@@ -9,7 +9,7 @@ import torch
 from gsgen_lib.data.captioned_views import toy_views
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
-from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_unet
+from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_scheduler, make_unet
 from gsgen_lib.systems.prior_training import autoencoder_loss, grid, prompt_tokenizer, train_diffusion
 from gsgen_lib.systems.prompt_scorer import tokenize
 from gsgen_lib.training import seeded
@@ -50,7 +50,7 @@ def tiny_stable_diffusion(folder, prediction_type="epsilon"):
     return folder
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "sample"])
 def prior(request, tmp_path_factory):
     return load_prior(tiny_stable_diffusion(tmp_path_factory.mktemp("sd"), request.param))
 
@@ -75,6 +75,34 @@ def test_sampling_equals_diffusers_own_pipeline(prior):
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
     plain = prior.sample(prompts, steps=8, guidance_scale=1.0, generator=gen(3))
     assert (plain - theirs).abs().max() > 1e-3  # guidance is not lost
+
+
+@pytest.mark.parametrize("ours,theirs", [
+    ({"negative": "a mug, back view"}, {"negative_prompt": ["a mug, back view"] * 2}),
+    ({"rescale": 0.7}, {"guidance_rescale": 0.7}), ({"eta": 0.8}, {"eta": 0.8}),
+])
+def test_options_of_sampling_equal_those_of_diffusers(prior, ours, theirs):
+    prompts, same, g = ["a red mug, front view", "mug"], dict(guidance_scale=4.0), gen(3)
+    noise = torch.randn(2, *prior.latent_shape, generator=g)  # g then draws what eta asks for
+    wanted = prior.pipeline(prompts, latents=noise, num_inference_steps=8, height=16, width=16, output_type="pt", generator=g,
+                            **same, **theirs).images.movedim(1, -1)
+    torch.testing.assert_close(prior.sample(prompts, 8, generator=gen(3), **same, **ours), wanted, atol=3e-4, rtol=0)
+    assert (prior.sample(prompts, 8, generator=gen(3), **same) - wanted).abs().max() > 1e-3  # the option does something
+
+
+def test_views_are_drawn_together_when_asked(prior):
+    prompts = set_prompts("a red mug")
+    alone, together, other = (prior.sample(p, 3, views=v, generator=gen(3)) for p, v in (
+        (prompts, 1), (prompts, 4), (prompts[:3] + ["a lamp"], 4)))
+    assert (alone - together).abs().max() > 1e-3 and (together[0] - other[0]).abs().max() > 1e-4
+    first = prior.sample(prompts[:3] + ["a lamp"], 3, generator=gen(3))[0]
+    torch.testing.assert_close(first, alone[0])  # alone, a view does not care what its neighbour is
+
+
+def test_pictures_become_the_mean_of_their_latents(prior):
+    pictures = torch.rand(2, 16, 16, 3, generator=gen())
+    wanted = prior.vae.encode(pictures.movedim(-1, 1) * 2 - 1).latent_dist.mean * prior.vae.config.scaling_factor
+    torch.testing.assert_close(prior.encode_image(pictures), wanted)
 
 
 def test_predicted_noise_is_the_networks_own_answer_converted(prior):
@@ -153,6 +181,12 @@ def test_prompts_of_a_set_name_four_different_views():
     assert len(set(set_prompts("a red mug"))) == 4 and set_prompts("x")[0] == "x, front view"
 
 
+def test_attention_sits_at_the_coarsest_levels():
+    config = make_unet((16, 32, 32), attention=1).config
+    assert config.down_block_types == ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
+    assert config.up_block_types == ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+
+
 def test_views_must_be_positive():
     with pytest.raises(ValueError, match="views: got 0"), views_together(make_unet((16, 32)), 0):
         pass
@@ -183,7 +217,8 @@ class Listener(torch.nn.Module):
 def test_training_draws_what_its_header_says(tmp_path):
     views = toy_views(4, np.random.default_rng(1), size=8)
     tokenizer, network = prompt_tokenizer(views), Listener()
-    latents = torch.arange(len(views)).reshape(-1, 1, 1, 1, 1).expand(-1, 3, 1, 2, 2).half() * 1000.0  # says which view
+    row, copy = torch.arange(len(views)).reshape(-1, 1, 1, 1, 1), torch.arange(3).reshape(1, 3, 1, 1, 1)
+    latents = (64 * row + 16 * copy + 16).expand(-1, 3, 1, 4, 4).half()  # says which view, and which copy
     train_diffusion(views, latents, network, tokenizer, tmp_path, steps=300, batch=8, seed=0, device="cpu")
     together = [h for h in network.heard if h[3] == 4]
     assert len(network.heard) == 300 and 0.2 < len(together) / 300 < 0.4  # SETS = 0.3
@@ -196,6 +231,17 @@ def test_training_draws_what_its_header_says(tmp_path):
         for four in tokens.reshape(2, 4, -1)[~dropped.all(1)]:
             said = [tokenizer.decode(ids, skip_special_tokens=True).split(" , ")[1] for ids in four]
             assert said == ["front view", "right side view", "back view", "left side view"]
+    alphas_cumprod, copies = make_scheduler().alphas_cumprod, []
+    for x_t, t, tokens, count in network.heard:
+        if t.max() < 400:  # little enough noise to read view and copy off the latents
+            z = (x_t / alphas_cumprod[t].sqrt()[:, None, None, None]).mean((1, 2, 3))
+            rows, copy = (z / 64).floor().long(), ((z % 64) / 16).round().long() - 1
+            copies += copy.tolist()
+            own = tokenize(tokenizer, [views.prompt(int(r), True) for r in rows]), tokenize(tokenizer, [views.prompt(int(r)) for r in rows])
+            assert ((tokens == own[0]).all(1) | ((tokens == own[1]).all(1) & (count == 1)) | (tokens == empty).all(1)).all()
+            if count == 4:  # one background for a set
+                assert (copy.reshape(2, 4) == copy.reshape(2, 4)[:, :1]).all()
+    assert set(copies) == {0, 1, 2} and len(copies) > 50
     t = torch.cat([h[1] for h in network.heard])
     assert t.min() < 20 and t.max() > 980 and abs(t.float().mean() - 499.5) < 30  # uniform
     alone = torch.cat([h[1] for h in network.heard if h[3] == 1])
