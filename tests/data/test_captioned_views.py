@@ -17,6 +17,7 @@ from gsgen_lib.data.captioned_views import (
     random_backgrounds,
     real_views,
     toy_views,
+    training_views,
     view_word,
 )
 from gsgen_lib.data.toys import heldout_combinations, parse_caption
@@ -61,6 +62,18 @@ def test_sets_are_front_right_back_left_of_one_toy_at_one_height(toys):
     assert (real.owners[real.sets] == torch.arange(len(real.sets))[:, None]).all()
 
 
+def test_angles_fill_their_ranges():
+    views = toy_views(60, np.random.default_rng(2), size=8, sets=1, overhead=2)
+    around, above = views.sets[:, 0], torch.tensor([i for i in range(len(views)) if i % 6 >= 4])
+    for values, low, high in ((views.azimuths[around], -45, 45), (views.elevations[around], -10, 60),
+                              (views.elevations[above], 61, 90), (views.azimuths[above], 0, 360)):
+        spread = 0.15 * (high - low)
+        assert low <= values.min() < low + spread and high - spread < values.max() <= high
+    borders = (-45, 45, 135, -135)  # 45 degrees belong to the front, 135 to the sides
+    assert [view_word(a, 0) for a in borders] == ["front view"] * 2 + ["side view"] * 2
+    assert [view_word(a, 0) for a in (135.01, -135.01, 45.01)] == ["back view", "back view", "side view"]
+
+
 def test_pictures_are_those_of_the_cameras_that_the_angles_name(toys):
     from gsgen_lib.data.raycast import render_mesh
     from gsgen_lib.data.toys import sample_toy
@@ -99,8 +112,15 @@ def test_share_of_white_and_of_empty_prompts(toys):
     assert abs(prompts.count("") / 1500 - 0.1) < 4 * (0.09 / 1500) ** 0.5
     said = [("left" in p or "right" in p) for p in prompts if "side view" in p]
     assert 0.35 < sum(said) / len(said) < 0.65
-    pictures, prompts = draw_pictures(toys, toys.sets[0], gen(), one_background=True)
-    assert (pictures[:, 0, 0] == pictures[0, 0, 0]).all() and "right side view" in prompts[1]
+    fates = []
+    for seed in range(30):
+        pictures, prompts = draw_pictures(toys, toys.sets[0], gen(seed), drop=0.5, one_background=True)
+        assert (pictures[:, 0, 0] == pictures[0, 0, 0]).all()
+        fates.append(prompts == [""] * 4)
+        assert fates[-1] or ["right side view" in prompts[1], "left side view" in prompts[3], all(prompts)] == [True] * 3
+    assert 5 < sum(fates) < 25  # a set keeps or loses all of its prompts
+    _, silent = draw_pictures(toys, toys.sets[0], gen(), one_background=True, sides=0.0)
+    assert silent[1].endswith(", side view")
 
 
 def test_draws_keep_the_share_of_real_objects():
@@ -112,12 +132,15 @@ def test_draws_keep_the_share_of_real_objects():
     sets = draw_sets(both, 2000, gen(), 0.2)
     assert abs(both.real[sets[:, 0]].float().mean().item() - 0.2) < 0.04
     assert (both.owners[sets] == both.owners[sets[:, :1]]).all()
+    assert len(set(both.owners.tolist())) == len(set(toys.owners.tolist())) + len(set(real.owners.tolist()))
     assert both.captions[both.sets[-1, 0]] == real.captions[real.sets[-1, 0]]
 
 
 def test_painter_and_judge_never_see_one_picture_and_no_heldout_caption():
     painter, judge = (real_views("train", views) for views in (PAINTER, JUDGE))
     assert len(painter) == 2 * len(judge) and len(painter.sets) == int(painter.owners.max()) + 1
+    both = training_views(1, np.random.default_rng(0), JUDGE)
+    assert [c for c, real in zip(both.captions, both.real.tolist()) if real] == judge.captions
     seen = {image.numpy().tobytes() for image in painter.images}
     assert not seen & {image.numpy().tobytes() for image in judge.images} and len(seen) > 0.99 * len(painter)
     turns = torch.tensor([0.0, 90.0, 180.0, 270.0])
@@ -136,6 +159,7 @@ def test_kept_collections_are_whole_or_refused(tmp_path, toys):
     path = tmp_path / "views.safetensors"
     first = kept(path, lambda: toys)
     assert torch.equal(first.images, toys.images) and first.captions == toys.captions
+    assert [p.name for p in tmp_path.iterdir()] == ["views.safetensors"]  # nothing half-written stays
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole collection"):
         kept(path, lambda: toys)

@@ -144,6 +144,12 @@ def test_clip_of_the_library_has_the_same_interface(tmp_path):
     out = model(pixel_values=((images - mean) / std).movedim(-1, 1), **tokens)
     torch.testing.assert_close(scorer.similarity(images, ["a red mug", "mug"]), out.image_embeds @ out.text_embeds.T,
                                atol=1e-4, rtol=0)
+    y, x = torch.meshgrid(torch.linspace(0, 12, 80), torch.linspace(0, 9, 80), indexing="ij")
+    large = torch.stack([0.5 + 0.5 * torch.sin(3 * x + k).cos() * torch.cos(y * k) for k in range(3)], -1)[None]
+    pixels = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)(  # other sizes: as CLIP's own processor does
+        np.asarray((large[0] * 255).round().byte()), return_tensors="pt").pixel_values
+    wanted = model(pixel_values=pixels, **tokens).image_embeds
+    torch.testing.assert_close(scorer.embed_images(large), wanted, atol=0.01, rtol=0)
 
 
 def test_neither_folder_nor_hub(tmp_path):
