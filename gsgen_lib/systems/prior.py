@@ -93,6 +93,8 @@ class Prior:
         if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % self.factor or images.shape[2] % self.factor:
             raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (B, H, W, 3), H and W multiples of "
                              f"{self.factor}")
+        if not images.is_floating_point():
+            raise ValueError(f"images: got dtype {images.dtype}, wanted floats in [0, 1]")
         x = images.movedim(-1, 1).to(self.dtype) * 2 - 1  # (B, 3, H, W) in [-1, 1]
         return self.vae.encode(x).latent_dist.mean * self.scaling
 
@@ -108,6 +110,8 @@ class Prior:
         text: (B, L, D) from `encode_prompt`; views: how many neighbours in the batch form one object.
         """
         t = torch.as_tensor(t, device=x_t.device)
+        if t.is_floating_point() or bool(((t < 0) | (t >= len(self.alphas_cumprod))).any()):
+            raise ValueError(f"t: got {t.flatten().tolist()[:4]}, wanted whole numbers from 0 to {len(self.alphas_cumprod) - 1}")
         guess = self.predict(x_t, t, text, views)
         return convert(guess, x_t, self.alphas_cumprod.to(x_t.device)[t], self.prediction, "eps")
 
@@ -212,6 +216,7 @@ def load_prior(name: str | Path = "prior", device: str = "cpu", dtype: torch.dty
 
     from gsgen_lib import pretrained
 
+    name = str(name)
     source = pretrained.checked_folder(name) if name in pretrained.CHECKPOINTS else name
     settings = {} if name in pretrained.CHECKPOINTS else {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -222,7 +227,7 @@ def load_prior(name: str | Path = "prior", device: str = "cpu", dtype: torch.dty
         raise FileNotFoundError(f"name: {source!r} is no pipeline folder, and no such model could be fetched from the "
                                 f"hub: {str(error).splitlines()[0][:200]}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return Prior(pipeline, str(name)).to(device)
+    return Prior(pipeline, name).to(device)
 
 
 @contextmanager

@@ -225,6 +225,8 @@ class Scorer:
         """Cosines (B, P) between pictures (B, H, W, 3) in [0, 1] and P prompts; differentiable in the pictures."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (B, H, W, 3)")
+        if not images.is_floating_point():
+            raise ValueError(f"images: got dtype {images.dtype}, wanted floats in [0, 1]")
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts: got {prompts!r}, wanted a list of at least one string")
         return self.embed_images(images) @ self.embed_prompts(prompts).T

@@ -120,6 +120,7 @@ def test_saved_and_loaded_it_judges_alike(tmp_path):
     assert scorer.similarity(torch.rand(1, 100, 80, 3), ["mug"]).shape == (1, 1)
     for call, message in ((lambda: scorer.similarity(images[0], ["a"]), "images: got shape"),
                           (lambda: scorer.similarity(images, "a"), "prompts: got 'a'"),
+                          (lambda: scorer.similarity(images.byte(), ["a"]), "images: got dtype torch.uint8"),
                           (lambda: scorer.view(images, ["a"]), "captions: got 1, wanted 3")):
         with pytest.raises(ValueError, match=message):
             call()
