@@ -28,6 +28,7 @@ Taught in notebook 02.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -71,7 +72,7 @@ from gsgen_lib.training import TrainConfig, seeded, train
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
                  text=dict(steps=40, batch=8), steps=300, batch=16),
-    "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=4000, batch=8, lr=4e-4),
+    "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
                 text=dict(steps=2000, batch=64), steps=40000, batch=16),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
                 text=dict(steps=4000, batch=256), steps=20000, batch=256),
@@ -279,16 +280,20 @@ def card_metrics(prior: Prior, seed: int = 0) -> dict:
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
-    """`encode_views`, kept in a file so that a resumed training need not encode again."""
-    from safetensors.torch import load_file, save_file
+    """`encode_views`, kept in a file so that a resumed training need not encode again; made anew for another autoencoder."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
+    weights = hashlib.sha256(b"".join(v.detach().cpu().numpy().tobytes() for v in vae.state_dict().values())).hexdigest()
     if path.is_file():
-        latents = load_file(path)["latents"]
-        if len(latents) == len(views):
+        with safe_open(path, "pt") as file:
+            latents, made_by = file.get_tensor("latents"), (file.metadata() or {}).get("autoencoder")
+        if len(latents) != len(views):
+            raise ValueError(f"{path}: holds latents of {len(latents)} views, wanted {len(views)}; delete it to make them anew")
+        if made_by == weights:
             return latents
-        raise ValueError(f"{path}: holds latents of {len(latents)} views, wanted {len(views)}; delete it to make them anew")
     latents = encode_views(vae, views, object_colors(views, COPIES, seed))
-    save_file({"latents": latents}, path)
+    save_file({"latents": latents}, path, {"autoencoder": weights})
     return latents
 
 

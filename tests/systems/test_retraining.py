@@ -107,6 +107,15 @@ def test_calling_again_trains_nothing_anew(trained, views):
         prior_training.train_prior(folder, "huge")
 
 
+def test_latents_are_kept_and_made_anew_for_another_autoencoder(tmp_path):
+    path, (a, b) = tmp_path / "latents.safetensors", [seeded(lambda: make_autoencoder((16, 16, 16)), s) for s in (0, 1)]
+    few = toy_views(1, np.random.default_rng(0))
+    first, written = prior_training.kept_latents(path, a, few, 0), path.stat().st_mtime_ns
+    assert torch.equal(prior_training.kept_latents(path, a, few, 0), first) and path.stat().st_mtime_ns == written
+    other = prior_training.kept_latents(path, b, few, 0)
+    assert not torch.equal(other, first) and torch.equal(prior_training.kept_latents(path, b, few, 0), other)
+
+
 def test_the_scorer_learns_to_tell_its_toys_apart(views, tmp_path):
     """Baseline: chance, one in six; an untrained judge is the control."""
     card = scorer_training.train_scorer(tmp_path, "tiny", views=views, device="cpu")

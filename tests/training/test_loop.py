@@ -12,7 +12,7 @@ from torch import nn
 from gsgen_lib import training
 from gsgen_lib.training import TrainConfig, learning_rate, seeded, step_generator, train
 
-CONFIG = TrainConfig(steps=25, lr=0.02, warmup=4, weight_decay=0.3, clip=0.2, ema_decay=0.8, checkpoint_every=10, seed=3)
+CONFIG = TrainConfig(steps=25, lr=0.02, warmup=4, weight_decay=0.3, clip=0.2, ema_decay=0.5, checkpoint_every=10, seed=3)
 
 
 def make():
@@ -49,7 +49,7 @@ def test_the_loop_is_the_one_of_its_header(tmp_path):
             g = g.double() * min(1.0, 0.2 / (float(size) + 1e-6))
             m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g * g
             p[i] = p[i] * (1 - rate * 0.3) - rate * (m[i] / (1 - 0.9**k)) / ((v[i] / (1 - 0.999**k)).sqrt() + 1e-8)
-            decay = min(0.8, (1 + k) / (10 + k))
+            decay = min(0.5, (1 + k) / (10 + k))
             average[i] = decay * average[i] + (1 - decay) * p[i]
     for got, wanted in zip(model.parameters(), average, strict=True):
         torch.testing.assert_close(got.detach().double(), wanted, atol=2e-5, rtol=1e-4)
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
         run(make(), tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.1}, {"warmup": 1}, {"weight_decay": 0.0}, {"clip": 9.0}, {"ema_decay": 0.5},
+@pytest.mark.parametrize("change", [{"lr": 0.1}, {"warmup": 1}, {"weight_decay": 0.0}, {"clip": 9.0}, {"ema_decay": 0.9},
                                     {"seed": 4}])
 def test_what_shapes_a_training_may_not_change_on_the_way(tmp_path, change):
     run(make(), tmp_path, replace(CONFIG, steps=2))
@@ -163,6 +163,7 @@ def test_each_process_draws_its_own_batches(tmp_path, monkeypatch):
 
 
 def test_seeding_a_network_leaves_torchs_own_generator_alone():
+    torch.rand(1)  # not where `make` itself would leave it
     before = torch.get_rng_state()
     make()
     assert torch.equal(torch.get_rng_state(), before)
