@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gsgen_lib.diffusion import convert, ddim_sample, ddpm_sample, guided
+from gsgen_lib.metrics import check_images
 
 __all__ = ["Prior", "load_prior", "set_prompts", "views_together"]
 
@@ -88,13 +89,12 @@ class Prior:
     def encode_image(self, images: Tensor) -> Tensor:
         """Latents (B, C, h, w) of pictures (B, H, W, 3) in [0, 1]: the mean of the posterior, scaled; differentiable.
 
-        H, W must be multiples of the autoencoder's factor. ValueError otherwise.
+        H, W must be multiples of the autoencoder's factor. ValueError otherwise; TypeError for whole numbers.
         """
+        check_images("images", images, values=False)
         if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % self.factor or images.shape[2] % self.factor:
             raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (B, H, W, 3), H and W multiples of "
                              f"{self.factor}")
-        if not images.is_floating_point():
-            raise ValueError(f"images: got dtype {images.dtype}, wanted floats in [0, 1]")
         x = images.movedim(-1, 1).to(self.dtype) * 2 - 1  # (B, 3, H, W) in [-1, 1]
         return self.vae.encode(x).latent_dist.mean * self.scaling
 

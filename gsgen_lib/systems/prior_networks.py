@@ -10,13 +10,11 @@ Source: latent diffusion (2112.10752), section 3. Taught in notebook 02; trained
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from gsgen_lib.systems.prior import views_together
-from gsgen_lib.systems.prompt_scorer import ImageTower
+from gsgen_lib.systems.prompt_scorer import TwoTowers
 
 WIDTH, LENGTH = 96, 24  # of text features: channels, tokens
 
@@ -123,7 +121,7 @@ class EncodeDecode(nn.Module):
         return decoded, posterior.mean, posterior.logvar
 
 
-class TextAndPictures(ImageTower):
+class TextAndPictures(TwoTowers):
     """What stage 2 trains: the text encoder, beside an image tower that is thrown away afterwards.
 
     >>> import torch
@@ -135,14 +133,10 @@ class TextAndPictures(ImageTower):
     def __init__(self, text_encoder, channels: tuple[int, ...] = (32, 64, 128, 192), embed: int = 128):
         super().__init__(channels, embed)
         self.text_encoder, self.text_head = text_encoder, nn.Linear(WIDTH, embed)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (B, H, W, 3), tokens (B, T, L) of T prompts for each -> unit vectors (B, embed) and (B, T, embed), and
-        `log_scale`, as `PromptScorer`. A prompt's vector is read at its end token, which has seen all the others."""
-        words = self.text_encoder(tokens.flatten(0, 1)).pooler_output  # (B T, WIDTH)
-        texts = nn.functional.normalize(self.text_head(words), dim=-1).unflatten(0, tokens.shape[:2])
-        return self.embed_images(images), texts, self.log_scale
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Unit vectors (B, embed) of token ids (B, L), read at the end token, which has seen all the others."""
+        return nn.functional.normalize(self.text_head(self.text_encoder(tokens).pooler_output), dim=-1)
 
 
 class TextAndUNet(nn.Module):

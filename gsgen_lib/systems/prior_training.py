@@ -10,7 +10,7 @@ Then `scaling_factor` = 1 / std of the latents, so that diffusion sees unit vari
 
 Stage 2, text encoder (CLIPTextModel): learns beside pictures, with the loss of `prompt_scorer` and an image tower that is
 thrown away afterwards. A diffusion loss alone teaches words slowly, since most of what it has to explain is not in the
-caption: begun with random weights, the same U-Net still ignored its prompts after 20,000 pictures.
+caption.
 
 Stage 3, U-Net (UNet2DConditionModel), with the text encoder frozen as in Stable Diffusion:
 
@@ -55,7 +55,6 @@ from gsgen_lib.perceptual import lpips
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts
 from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
 from gsgen_lib.systems.prior_networks import (
-    LENGTH,
     EncodeDecode,
     TextAndPictures,
     TextAndUNet,
@@ -65,8 +64,8 @@ from gsgen_lib.systems.prior_networks import (
     make_text_encoder,
     make_unet,
 )
-from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, make_tokenizer, token_memory
-from gsgen_lib.systems.scorer_training import both_losses, contrastive_batches
+from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, token_memory
+from gsgen_lib.systems.scorer_training import both_losses, contrastive_batches, prompt_tokenizer
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
@@ -204,11 +203,6 @@ def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, 
     return train(model, loss_fn, draw_batch, config, folder, sheet, minutes, device)
 
 
-def prompt_tokenizer(views: CaptionedViews):
-    """A tokenizer that learned the prompts of the views, with and without sides."""
-    return make_tokenizer([views.prompt(i, s) for i in range(len(views)) for s in (False, True)], length=LENGTH)
-
-
 def sample_sheet(views: CaptionedViews, vae, tokenizer):
     """A function model -> picture: six captions, each from four sides alone (left) and as a set (right)."""
     captions = list(dict.fromkeys(views.captions))
@@ -233,7 +227,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (three to four hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (about six hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
@@ -280,20 +274,23 @@ def card_metrics(prior: Prior, seed: int = 0) -> dict:
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
-    """`encode_views`, kept in a file so that a resumed training need not encode again; made anew for another autoencoder."""
-    from safetensors import safe_open
+    """`encode_views`, kept in a file so that a resumed training need not encode again; made anew where autoencoder, pictures
+    or seed are others. ValueError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    weights = hashlib.sha256(b"".join(v.detach().cpu().numpy().tobytes() for v in vae.state_dict().values())).hexdigest()
+    parts = [*vae.state_dict().values(), views.images, views.owners, torch.tensor(seed)]
+    made_from = hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()
     if path.is_file():
-        with safe_open(path, "pt") as file:
-            latents, made_by = file.get_tensor("latents"), (file.metadata() or {}).get("autoencoder")
-        if len(latents) != len(views):
-            raise ValueError(f"{path}: holds latents of {len(latents)} views, wanted {len(views)}; delete it to make them anew")
-        if made_by == weights:
-            return latents
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("made_from") == made_from:
+                    return file.get_tensor("latents")
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it to make it anew") from error
     latents = encode_views(vae, views, object_colors(views, COPIES, seed))
-    save_file({"latents": latents}, path, {"autoencoder": weights})
+    save_file({"latents": latents}, path.with_suffix(".part"), {"made_from": made_from})
+    path.with_suffix(".part").replace(path)  # an interruption leaves no half file
     return latents
 
 

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsgen_lib.data.captioned_views import VIEW_WORDS
+from gsgen_lib.metrics import check_images
 
 __all__ = ["PromptScorer", "Scorer", "ScorerConfig", "contrastive_loss", "load_scorer", "make_tokenizer", "rank_of_own",
            "save_scorer", "token_memory", "tokenize"]
@@ -62,10 +63,10 @@ class _Residual(nn.Module):
         return F.silu(self.main(x) + self.short(x))
 
 
-class ImageTower(nn.Module):
-    """Pictures -> unit vectors.
+class TwoTowers(nn.Module):
+    """An image tower, and what every text tower beside it needs; who inherits it writes `embed_tokens`.
 
-    >>> ImageTower((8, 16, 24, 32), 128).embed_images(torch.rand(2, 64, 64, 3)).shape
+    >>> TwoTowers((8, 16, 24, 32), 128).embed_images(torch.rand(2, 64, 64, 3)).shape
     torch.Size([2, 128])
     """
 
@@ -74,6 +75,13 @@ class ImageTower(nn.Module):
         sizes = (3, *channels)
         self.blocks = nn.Sequential(*[_Residual(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
         self.image_head = nn.Linear(channels[-1] * 16, embed)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the loss needs: pictures (B, H, W, 3), tokens (B, T, L) of T prompts for each -> unit vectors (B, embed)
+        and (B, T, embed), and `log_scale`."""
+        texts = self.embed_tokens(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return self.embed_images(images), texts, self.log_scale
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, embed) of pictures (B, H, W, 3) in [0, 1]; other sizes than 64 are resized. Differentiable."""
@@ -84,8 +92,8 @@ class ImageTower(nn.Module):
         return F.normalize(self.image_head(x.flatten(1)), dim=-1)
 
 
-class PromptScorer(ImageTower):
-    """Image tower and text tower.
+class PromptScorer(TwoTowers):
+    """The judge: a transformer of its own reads the prompts.
 
     >>> model = PromptScorer(ScorerConfig(vocabulary=10))
     >>> model.embed_images(torch.rand(2, 64, 64, 3)).shape, model.embed_tokens(torch.ones(3, 24, dtype=torch.long)).shape
@@ -100,13 +108,6 @@ class PromptScorer(ImageTower):
         layer = nn.TransformerEncoderLayer(c.width, c.heads, 2 * c.width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.text = nn.TransformerEncoder(layer, c.layers, enable_nested_tensor=False)
         self.text_head = nn.Linear(c.width, c.embed)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that the loss needs: pictures (B, H, W, 3), tokens (B, T, L) of T prompts for each -> unit vectors (B, embed)
-        and (B, T, embed), and `log_scale`."""
-        texts = self.embed_tokens(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        return self.embed_images(images), texts, self.log_scale
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Unit vectors (B, embed) of token ids (B, length), padded with the end token, the largest id."""
@@ -215,18 +216,21 @@ def scale_of(log_scale: Tensor) -> Tensor:
 class Scorer:
     """What every judge offers, ours and CLIP: `similarity(images, prompts)`; name says who judges.
 
-    embed_images and embed_prompts give unit vectors (B, E) and (P, E).
+    embed_images, embed_prompts: functions that give unit vectors (B, E) and (P, E).
     """
 
     def __init__(self, name: str, embed_images, embed_prompts):
-        self.name, self.embed_images, self.embed_prompts = name, embed_images, embed_prompts
+        self.name, self._embed_images, self.embed_prompts = name, embed_images, embed_prompts
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit vectors (B, E) of pictures (B, H, W, 3), floats in [0, 1]; TypeError or ValueError for others."""
+        check_images("images", images, values=False)
+        if images.ndim != 4:
+            raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (B, H, W, 3)")
+        return self._embed_images(images)
 
     def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosines (B, P) between pictures (B, H, W, 3) in [0, 1] and P prompts; differentiable in the pictures."""
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (B, H, W, 3)")
-        if not images.is_floating_point():
-            raise ValueError(f"images: got dtype {images.dtype}, wanted floats in [0, 1]")
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts: got {prompts!r}, wanted a list of at least one string")
         return self.embed_images(images) @ self.embed_prompts(prompts).T

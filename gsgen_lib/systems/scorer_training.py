@@ -145,6 +145,11 @@ def disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (x + noise).clamp(0, 1).movedim(1, -1)
 
 
+def prompt_tokenizer(views: CaptionedViews):
+    """A tokenizer that learned the prompts of the views, with and without sides."""
+    return make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
+
+
 def contrastive_batches(views: CaptionedViews, tokens: Callable, batch: int) -> Callable:
     """draw(generator) -> disturbed pictures (B, H, W, 3), tokens (B, 1 + MISSES, L) of each one's prompt and its near
     misses, and the B prompts. tokens: from `token_memory`."""
@@ -184,7 +189,7 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
     if views is None:
         toys = np.random.default_rng(TOY_SEED + seed)
         views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
-    tokenizer = make_tokenizer([views.prompt(i, sides) for i in range(len(views)) for sides in (False, True)])
+    tokenizer = prompt_tokenizer(views)
     draw_batch = contrastive_batches(views, token_memory(tokenizer), p["batch"])
     model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,

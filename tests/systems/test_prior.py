@@ -1,6 +1,7 @@
 """The prior: one interface for a tiny Stable Diffusion and a big one; equal to diffusers' own pipeline."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from gsgen_lib.data.captioned_views import toy_views
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
 from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_scheduler, make_unet
-from gsgen_lib.systems.prior_training import autoencoder_loss, grid, prompt_tokenizer, train_diffusion
+from gsgen_lib.systems.prior_training import autoencoder_loss, grid, train_diffusion
+from gsgen_lib.systems.scorer_training import prompt_tokenizer
 from gsgen_lib.systems.prompt_scorer import tokenize
 from gsgen_lib.training import seeded
 
@@ -153,7 +155,6 @@ def test_the_same_seed_the_same_picture(prior):
     (lambda p: p.encode_prompt("a mug"), "prompts: got 'a mug', wanted a list"),
     (lambda p: p.encode_image(torch.rand(1, 3, 16, 16)), "images: got shape"),
     (lambda p: p.encode_image(torch.rand(1, 15, 16, 3)), "multiples of 2"),
-    (lambda p: p.encode_image(torch.zeros(1, 16, 16, 3, dtype=torch.uint8)), "images: got dtype torch.uint8"),
     (lambda p: p.predict_eps(torch.zeros(1, 4, 8, 8), 1000, p.encode_prompt(["a"])), r"t: got \[1000\], wanted .* to 999"),
     (lambda p: p.predict_eps(torch.zeros(1, 4, 8, 8), -1, p.encode_prompt(["a"])), r"t: got \[-1\]"),
     (lambda p: p.predict_eps(torch.zeros(1, 4, 8, 8), 0.5, p.encode_prompt(["a"])), r"t: got \[0.5\]"),
@@ -165,6 +166,19 @@ def test_the_same_seed_the_same_picture(prior):
 def test_bad_input_is_named(prior, call, message):
     with pytest.raises(ValueError, match=message):
         call(prior)
+
+
+def test_whole_numbers_are_no_picture(prior):
+    with pytest.raises(TypeError, match="images: got torch.uint8, wanted a floating-point"):
+        prior.encode_image(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
+
+
+def test_a_path_named_like_a_checkpoint_is_the_path_of_the_shipped_one(monkeypatch, tmp_path):
+    """`load_prior(Path("prior"))` means the same as `load_prior("prior")`: the checkpoint below the data folder."""
+    monkeypatch.setattr("gsgen_lib.pretrained.data_root", lambda: tmp_path)
+    for name in ("prior", Path("prior")):
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            load_prior(name)
 
 
 def test_what_is_no_prior_is_refused(tmp_path):

@@ -1,15 +1,11 @@
 """The judge: its loss against loops, ranks against sorting, CLIP behind the same interface."""
 
-import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from gsgen_lib.data.captioned_views import toy_views
-from gsgen_lib.data.toys import combinations, parse_caption
 from gsgen_lib.systems.prompt_scorer import (
     PromptScorer,
     Scorer,
@@ -22,7 +18,6 @@ from gsgen_lib.systems.prompt_scorer import (
     save_scorer,
     tokenize,
 )
-from gsgen_lib.systems.scorer_training import difference, disturb, near_misses, scorer_metrics
 from gsgen_lib.training import seeded
 
 
@@ -51,30 +46,6 @@ def test_near_miss_loss_against_loops_in_double_precision():
         logits = [math.exp(1.3) * float(u[i] @ w[i, k]) for k in range(7)]
         total += (math.log(sum(math.exp(v) for v in logits)) - logits[0]) / 4  # the first is the own one
     assert near_miss_loss(u, w, torch.tensor(1.3).double()).item() == pytest.approx(total, rel=1e-6)
-
-
-def test_near_misses_miss_by_one_attribute_and_never_name_a_held_out_combination():
-    views = toy_views(40, np.random.default_rng(3), size=8, sets=1, overhead=1)
-    held_out, changed = set(combinations("test")), set()
-    for row in range(len(views)):
-        own = views.prompt(row)
-        misses = near_misses(views, row, False, [], gen(row))
-        captions, words = zip(*(m.split(", ") for m in misses), strict=True)
-        assert own not in misses and len(misses) == 6
-        assert captions[:3] == (views.captions[row],) * 3 and len({own.split(", ")[1], *words[:3]}) == 4
-        assert words[3:] == (own.split(", ")[1],) * 3
-        for other in captions[3:] + tuple(near_misses(views, row, True, [], gen(row))):
-            names = difference(views.captions[row], other)
-            assert len(names) == 1 or names == ["pattern", "pattern_color"]  # plain has no pattern colour
-            family, found = parse_caption(other)
-            assert (family, found["color"], found["pattern"]) not in held_out
-            changed.update(names)
-    assert changed == {"color", "pattern", "pattern_color", "build"}
-    real = replace(views, real=torch.ones(len(views), dtype=torch.bool))
-    assert set(near_misses(real, 0, True, [views.captions[0], "a lamp"], gen())) == {"a lamp"}
-    for captions in ([], [views.captions[0]]):  # nothing to draw from
-        with pytest.raises(ValueError, match="captions: got"):
-            near_misses(real, 0, True, captions, gen())
 
 
 def test_ranks_against_sorting():
@@ -120,9 +91,11 @@ def test_saved_and_loaded_it_judges_alike(tmp_path):
     assert scorer.similarity(torch.rand(1, 100, 80, 3), ["mug"]).shape == (1, 1)
     for call, message in ((lambda: scorer.similarity(images[0], ["a"]), "images: got shape"),
                           (lambda: scorer.similarity(images, "a"), "prompts: got 'a'"),
-                          (lambda: scorer.similarity(images.byte(), ["a"]), "images: got dtype torch.uint8"),
                           (lambda: scorer.view(images, ["a"]), "captions: got 1, wanted 3")):
         with pytest.raises(ValueError, match=message):
+            call()
+    for call in (lambda: scorer.similarity(images.byte(), ["a"]), lambda: scorer.view(images.byte(), ["a", "b", "c"])):
+        with pytest.raises(TypeError, match="images: got torch.uint8, wanted a floating-point"):
             call()
 
 
@@ -156,33 +129,3 @@ def test_clip_of_the_library_has_the_same_interface(tmp_path):
 def test_neither_folder_nor_hub(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder here"):
         load_scorer(str(tmp_path / "nowhere"))
-
-
-def test_disturbing_keeps_range_and_depends_on_the_generator():
-    pictures = torch.rand(4, 64, 64, 3, generator=gen())
-    a, b, c = disturb(pictures, gen(1)), disturb(pictures, gen(1)), disturb(pictures, gen(2))
-    assert torch.equal(a, b) and not torch.equal(a, c) and a.min() >= 0 and a.max() <= 1
-    flat = torch.full((2, 64, 64, 3), 0.25)
-    assert (disturb(flat, gen()) - 0.25).abs().max() < 0.25  # a plain picture stays plain but for noise
-
-
-def test_metrics_of_a_perfect_and_of_a_blind_judge():
-    """The perfect one reads a number written into the picture's transparency; the blind one always says the same."""
-    views = toy_views(12, np.random.default_rng(5), split="test", size=8, sets=1, overhead=1)
-    captions = list(dict.fromkeys(views.captions))
-    marked = views.images.clone()
-    marked[..., 3] = 255  # opaque: the picture is what is stored
-    marked[..., :3] = torch.tensor([captions.index(c) for c in views.captions], dtype=torch.uint8)[:, None, None, None]
-    views = type(views)(marked, views.captions, views.azimuths, views.elevations, views.sets, views.owners, views.real)
-    table = torch.eye(len(captions) + 1)
-
-    def embed_prompts(prompts):
-        return table[[captions.index(p) if p in captions else -1 for p in prompts]]
-
-    perfect = Scorer("perfect", lambda x: table[(x[:, 0, 0, 0] * 255).round().long()], embed_prompts)
-    blind = Scorer("blind", lambda x: table[[0] * len(x)], embed_prompts)
-    assert scorer_metrics(perfect, views, among=len(captions))["top1"] == 1.0
-    found = scorer_metrics(blind, views, among=len(captions))
-    assert found["top1"] == pytest.approx(views.captions.count(captions[0]) / len(views), abs=1e-4)
-    assert found["pictures"] == 60 and sum(found["confusions"].values()) <= 60 and found["view_accuracy"] <= 1
-    assert json.dumps(found) and difference(captions[0], captions[0]) == []
