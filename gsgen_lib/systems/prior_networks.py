@@ -79,7 +79,8 @@ def make_unet(channels: tuple[int, ...] = (64, 96), size: int = 16, latent: int 
         sample_size=size, in_channels=latent, out_channels=latent, block_out_channels=channels, layers_per_block=1,
         down_block_types=tuple("CrossAttnDownBlock2D" if w else "DownBlock2D" for w in with_text),
         up_block_types=tuple("CrossAttnUpBlock2D" if w else "UpBlock2D" for w in reversed(with_text)),
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16)  # diffusers: 4 is the number of heads
+        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16,  # diffusers: 4 is the number of heads
+        addition_embed_type="text", addition_embed_type_num_heads=4)  # the pooled prompt joins the time in every block
 
 
 def make_text_encoder(vocabulary: int):
@@ -107,17 +108,21 @@ def make_scheduler():
 
 
 class EncodeDecode(nn.Module):
-    """What stage 1 trains: pictures -> latents -> pictures, with the posterior they were drawn from."""
+    """What stage 1 trains: pictures -> latents -> pictures, with the posterior they were drawn from.
 
-    def __init__(self, vae):
+    noise: standard deviation of noise added to the latents of each picture, up to this, in their own units.
+    """
+
+    def __init__(self, vae, noise: float = 0.0):
         super().__init__()
-        self.vae = vae
+        self.vae, self.noise = vae, noise
 
     def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, 3, H, W) in [-1, 1] -> decoded (B, 3, H, W), mean and logvar (B, C, h, w)."""
         posterior = self.vae.encode(x, return_dict=False)[0]
         noise = torch.randn(posterior.mean.shape, generator=generator).to(x)
-        decoded = self.vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+        strength = self.noise * torch.rand(len(x), 1, 1, 1, generator=generator).to(x)
+        decoded = self.vae.decode(posterior.mean + (posterior.std + strength) * noise, return_dict=False)[0]
         return decoded, posterior.mean, posterior.logvar
 
 

@@ -22,6 +22,9 @@ never gives it (2305.08891). One prompt in ten is empty, for guidance. In `SETS`
 sets of four views at right angles, and self-attention runs across them (MVDream, 2308.16512, section 3.1, where the
 share is 70 % sets and 30 % single pictures).
 
+Stage 4, the decoder alone, with noise of a random strength up to `NOISE` on the scaled latents: those of a sample are never
+quite clean, and a decoder that has seen only clean ones paints what is left of the noise as patches of colour.
+
 Latents are made once, each view on `COPIES` backgrounds: what the encoder costs is paid once. Everything is resumable.
 Taught in notebook 02.
 """
@@ -70,15 +73,16 @@ from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
-                 text=dict(steps=40, batch=8), steps=300, batch=16),
+                 decoder=50, text=dict(steps=40, batch=8), steps=300, batch=16),
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
-                text=dict(steps=2000, batch=64), steps=40000, batch=16),
+                decoder=3000, text=dict(steps=2000, batch=64), steps=40000, batch=16),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
-                text=dict(steps=4000, batch=256), steps=20000, batch=256),
+                decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000
 PERCEPTUAL, KL = 0.3, 1e-6
 SETS, DROP, COPIES = 0.3, 0.1, 3
+NOISE = 0.5
 ATTENTION = 1  # self-attention at the 8 x 8 level only; at 16 x 16 there are four times as many tokens
 
 
@@ -100,7 +104,18 @@ def train_autoencoder(views: CaptionedViews, folder: Path, channels: tuple[int, 
                       seed: int, minutes=None, device=None):
     """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the training's result."""
     model = seeded(lambda: EncodeDecode(make_autoencoder(tuple(channels))), seed)
-    vae = model.vae
+    result = pictures_to_pictures(model, views, folder, steps, batch, lr, seed, minutes, device)
+    pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
+                             torch.Generator().manual_seed(seed + 2))[0]
+    model.vae.register_to_config(scaling_factor=1.0)
+    latents = encode(model.vae, pictures)
+    model.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return model.vae, result
+
+
+def pictures_to_pictures(model: EncodeDecode, views: CaptionedViews, folder: Path, steps: int, batch: int, lr: float, seed: int,
+                         minutes=None, device=None):
+    """Train `model` on `autoencoder_loss`; its sample sheets show pictures, and below them what comes back."""
 
     def draw_batch(generator):
         return draw_pictures(views, draw_rows(views, batch, generator), generator)[0]
@@ -111,18 +126,12 @@ def train_autoencoder(views: CaptionedViews, folder: Path, channels: tuple[int, 
     @torch.no_grad()
     def sheet(model):
         x = truth.movedim(-1, 1).to(next(model.parameters()).device) * 2 - 1
-        again = model.vae.decode(model.vae.encode(x).latent_dist.mean).sample.movedim(1, -1) / 2 + 0.5
+        again = model(x, torch.Generator().manual_seed(seed))[0].movedim(1, -1) / 2 + 0.5
         return grid(torch.cat([truth, again.cpu()]), 16)
 
     config = TrainConfig(steps=steps, lr=lr, warmup=50, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
-    result = train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
-    pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
-                             torch.Generator().manual_seed(seed + 2))[0]
-    vae.register_to_config(scaling_factor=1.0)
-    latents = encode(vae, pictures)
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    return vae, result
+    return train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
 
 
 @torch.no_grad()
@@ -220,6 +229,18 @@ def sample_sheet(views: CaptionedViews, vae, tokenizer):
     return sheet
 
 
+# ---- stage 4 -------------------------------------------------------------------------------------------------------
+
+
+def train_decoder(vae, views: CaptionedViews, folder: Path, steps: int, batch: int, lr: float, seed: int, minutes=None,
+                  device=None):
+    """Stage 4: the decoder of `vae` learns to decode noisy latents, in place; returns the training's result."""
+    for part, learns in ((vae.encoder, False), (vae.quant_conv, False), (vae.post_quant_conv, True), (vae.decoder, True)):
+        part.requires_grad_(learns)
+    model = EncodeDecode(vae, noise=NOISE / vae.config.scaling_factor)
+    return pictures_to_pictures(model, views, folder, steps, batch, lr, seed, minutes, device)
+
+
 # ---- all of it -----------------------------------------------------------------------------------------------------
 
 
@@ -252,13 +273,21 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
     model = TextAndUNet(unet, text_encoder)
     third = train_diffusion(views, latents, model, tokenizer, out / "diffusion", steps or p["steps"], p["batch"], seed,
                              minutes, device, sample_sheet(views, vae, tokenizer))
+    if third.step < (steps or p["steps"]):
+        print(f"diffusion: step {third.step} of {steps or p['steps']}; call again to go on")
+        return {}
+    last = train_decoder(vae, views, out / "decoder", p["decoder"], p["vae"]["batch"], p["vae"]["lr"] / 2, seed, minutes, device)
+    if last.step < p["decoder"]:
+        print(f"decoder: step {last.step} of {p['decoder']}; call again to go on")
+        return {}
     pipeline = as_pipeline(model, vae, tokenizer)
-    hours = round((first.seconds + second.seconds + third.seconds) / 3600, 2)
-    facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}", "seed": seed, "hours": hours,
-             "steps": {"autoencoder": first.step, "text encoder": second.step, "diffusion": third.step},
+    hours = round(sum(stage.seconds for stage in (first, second, third, last)) / 3600, 2)
+    facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}" + (f" --steps {steps}" if steps else ""),
+             "seed": seed, "hours": hours,
+             "steps": {"autoencoder": first.step, "text encoder": second.step, "diffusion": third.step, "decoder": last.step},
              "seconds_in_all": round(time.perf_counter() - start),
              "loss": {name: stage.log[-1]["loss"] for name, stage in
-                      (("autoencoder", first), ("text encoder", second), ("diffusion", third)) if stage.log}}
+                      (("autoencoder", first), ("text encoder", second), ("diffusion", third), ("decoder", last)) if stage.log}}
     card = save_prior(pipeline, out / "model", facts)
     if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():  # of the files, in half precision
         card = pretrained.write_card(out / "model", card | {"metrics": card_metrics(load_prior(out / "model"), seed)})

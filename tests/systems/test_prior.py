@@ -210,6 +210,26 @@ def test_views_must_be_positive():
         pass
 
 
+def test_noise_on_latents_has_a_random_strength_up_to_the_one_given():
+    """Mean and variance of what is added, over many pictures: sigma^2 / 3 where the strength is uniform in [0, sigma]."""
+    from types import SimpleNamespace
+
+    class Mirror:  # an autoencoder whose latents are zeros and whose decoder shows them
+        def encode(self, x, return_dict):
+            return [SimpleNamespace(mean=torch.zeros_like(x), std=torch.zeros_like(x), logvar=x)]
+
+        def decode(self, z, return_dict):
+            return [z]
+
+    model = EncodeDecode(Mirror(), noise=0.6)
+    added = model(torch.zeros(2000, 4, 8, 8), gen())[0]
+    strength = added.std((1, 2, 3))
+    assert strength.max() < 0.7 and strength.min() < 0.01
+    assert abs(strength.mean() - 0.3) < 0.02 and abs(added.var() - 0.12) < 0.01
+    model.noise = 0.0
+    assert (model(torch.zeros(2, 4, 8, 8), gen())[0] == 0).all()
+
+
 def test_autoencoder_loss_adds_up():
     vae = seeded(lambda: make_autoencoder((16, 16, 16)), 0)
     pictures = torch.rand(2, 64, 64, 3, generator=gen())

@@ -46,6 +46,25 @@ def test_the_autoencoder_beats_the_median_picture(trained, views):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_the_decoder_learns_to_decode_noisy_latents_and_the_encoder_stays(trained, views):
+    """Baseline: the same decoder before."""
+    models = []
+    for stage in ("autoencoder", "decoder"):
+        models.append(EncodeDecode(make_autoencoder((16, 16, 16))).eval())
+        state = torch.load(trained[0] / stage / "checkpoint.pt", weights_only=True)
+        models[-1].load_state_dict(state["ema"]["shadow"])
+    before, after = (model.state_dict() for model in models)
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    x = draw_pictures(views, draw_rows(views, 24, gen()), gen(1))[0].movedim(-1, 1) * 2 - 1
+    errors = []
+    for model in models:
+        model.noise = prior_training.NOISE / load_prior(trained[0] / "model").scaling
+        with torch.no_grad():
+            errors.append((model(x, gen(2))[0] - x).abs().mean().item())
+    assert errors[1] < 0.95 * errors[0]
+
+
 def test_a_linear_start_learns_faster_than_the_librarys_own(views):
     """The same autoencoder, data and steps; the control starts from diffusers' initial weights."""
     pictures = draw_pictures(views, draw_rows(views, 16, gen()), gen(1))[0]
@@ -86,7 +105,7 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
     assert pretrained.checked_folder(folder / "model") and card["name"] == "prior"
     tiny = prior_training.PRESETS["tiny"]
     assert card["steps"] == {"autoencoder": tiny["vae"]["steps"], "text encoder": tiny["text"]["steps"],
-                             "diffusion": tiny["steps"]}
+                             "diffusion": tiny["steps"], "decoder": tiny["decoder"]}
     prior = load_prior(folder / "model")
     assert prior.prediction == "v" and prior.alphas_cumprod[-1] == 0  # zero terminal SNR
     a = prior.sample(["a red mug, front view"] * 2, 2, generator=gen())
