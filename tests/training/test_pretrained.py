@@ -88,7 +88,7 @@ def shipped(tmp_path, monkeypatch):
     return root / "checkpoints"
 
 
-@pytest.mark.parametrize("name,file", [("prompt_scorer", "model.safetensors")])
+@pytest.mark.parametrize("name,file", [("prompt_scorer", "model.safetensors"), ("prior", "unet/diffusion_pytorch_model.safetensors")])
 def test_a_damaged_shipped_model_is_refused_by_name(shipped, name, file):
     pretrained.load_or_train(name)
     path = shipped / name / file
