@@ -35,7 +35,7 @@ def exercise_1(noised, one_ddim_step, straight_error, steered) -> None:
         return (x_t * t[:, None]).sin()
 
     hint = "straight_error: t = 0 is the data and t = 1 the noise; the road runs along eps - x0; mean over D"
-    answer = straight_error(velocity, x, y, share)
+    answer = straight_error(velocity, x, share, y)
     if shows(answer, flow_loss(lambda x_t, t: -velocity(x_t, t), x, share, y)):
         hint = "straight_error: the sign of the velocity: d x_t / dt = eps - x0"
     expect_close(answer, flow_loss(velocity, x, share, y), hint, tol=1e-6)
@@ -115,11 +115,11 @@ def _same_level(x, eps, a, b):
     return _ddim(x, eps, a, a)
 
 
-def _straight(velocity, x0, eps, t):
+def _straight(velocity, x0, t, eps):
     return (velocity((1 - t)[:, None] * x0 + t[:, None] * eps, t) - (eps - x0)).square().mean(1)
 
 
-def _backwards(velocity, x0, eps, t):
+def _backwards(velocity, x0, t, eps):
     return (velocity((1 - t)[:, None] * x0 + t[:, None] * eps, t) + (eps - x0)).square().mean(1)
 
 

@@ -2,7 +2,7 @@
 
     pictures (B, 3, 64, 64) -> autoencoder -> latents (B, 4, 16, 16)         AutoencoderKL, 0.8 million weights
     prompt -> tokens (B, 24) -> text encoder -> features (B, 24, 96)         CLIPTextModel, 0.2 million
-    noisy latents, time, features -> U-Net -> v (B, 4, 16, 16)               UNet2DConditionModel, 2.5 million
+    noisy latents, time, features -> U-Net -> v (B, 4, 16, 16)               UNet2DConditionModel, 2.6 million
 
 With these classes the trained parts are a `StableDiffusionPipeline`, and whatever runs Stable Diffusion runs them.
 Source: latent diffusion (2112.10752), section 3. Taught in notebook 02; trained by `prior_training`.

@@ -248,7 +248,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about six hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (about seven hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """

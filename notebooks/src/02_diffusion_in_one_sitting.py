@@ -25,7 +25,7 @@
 # ## Set-up
 #
 # After the imports come the knobs. The first picture is drawn by the model that ships with the course: one sample for
-# each of five captions, none of them in its training data, from four sides. Which sides does it know best?
+# each of five captions, none of them in its training data, from four sides. Predict: will the four show the same toy?
 
 # %% tags=["setup"]
 # (the set-up cell is inserted here)
@@ -50,7 +50,7 @@ from gsgen_lib.diffusion import (GaussianMixture, alphas_cumprod_of, convert, co
                                  scaled_linear_betas, zero_terminal_snr)
 from gsgen_lib.distributions import sliced_wasserstein
 from gsgen_lib.doctor import time_and_memory
-from gsgen_lib.pretrained import load_or_train
+from gsgen_lib.pretrained import folder_of, load_or_train, read_card
 from gsgen_lib.systems.prompt_scorer import rank_of_own
 from gsgen_lib.training import seeded
 
@@ -65,7 +65,7 @@ def gen(seed=SEED):
     return torch.Generator().manual_seed(seed)
 
 
-# %% tags=["main"] alt="Samples of the prior for five captions, in columns from the front, the side, behind and above"
+# %% tags=["main"] alt="Samples of the prior for five captions (columns), from the front, the side, behind and above (rows)"
 prior = load_or_train("prior", device=DEVICE)
 scorer = load_or_train("prompt_scorer", device=DEVICE)
 shelf = toy_views(30, np.random.default_rng(SEED + 100), split="test", sets=1, overhead=1)  # 5 views a toy
@@ -76,10 +76,10 @@ viz.compare({word: drawn[5 * k:5 * k + 5] for k, word in enumerate(VIEW_WORDS)},
             [textwrap.fill(c, 16) for c in captions[:5]], cell=1.05)
 
 # %% [markdown]
-# **What to notice.** Rows are views, columns captions. No two rows of a column need show the same toy: each picture is
-# drawn alone. Making the four agree is what the next lessons are about. Form and colour mostly obey. Small things, a face or a
-# door, often are missing, and with them what tells front from back: the network is small and was trained on two CPU cores.
-# How often it obeys is counted in section 5.
+# **What to notice.** No: each picture is drawn alone, on a random background, as in training. Making the four agree is what the
+# next lessons are about. Form and colours mostly obey. Patterns become blotches, and small things, a face or a door, are often
+# missing, and with them what tells front from back: the network is small and was trained on two CPU cores. How often it obeys is
+# counted in section 5.
 #
 # ## 1 · Noise
 #
@@ -88,8 +88,9 @@ viz.compare({word: drawn[5 * k:5 * k + 5] for k, word in enumerate(VIEW_WORDS)},
 # $$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\;\varepsilon,\qquad \varepsilon\sim N(0, I)$$
 #
 # with $x_0$ = `x0` the data, $\varepsilon$ = `eps`, and $\bar\alpha_t$ = `abar` the share of signal variance that is
-# left at step $t$. If $x_0$ has variance one, so has every $x_t$: the two shares add up. Here it is, compared with the
-# library's. (The four functions of this lesson that begin with `my_` you write from memory in exercise 1.)
+# left at step $t$ of 1,000: step $s$ adds noise of variance $\beta_s$, and $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$. If
+# $x_0$ has variance one, so has every $x_t$: the two shares add up. Here it is, compared with the library's. (The four
+# functions of this lesson that begin with `my_` you write from memory in exercise 1.)
 
 
 # %%
@@ -130,12 +131,12 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** The clusters melt into one by $t = 250$, while the toy can be guessed for longer: its colours
-# agree over many pixels, and averaging over them beats the noise. Large pictures need more noise than small ones.
+# **What to notice.** At 100 the clusters are one ring, at 250 a disc. The toy can be guessed for longer: its colours agree over
+# many pixels, and averaging over them beats the noise. Large pictures need more noise than small ones.
 #
 # The **schedule** says how $\bar\alpha_t$ falls. Stable Diffusion's (`scaled_linear`) stops early: a little signal is
 # left at the last step, so the network learns that "noise" knows the mean colour of the picture. Sampling starts from
-# noise that does not. `zero_terminal_snr` shifts the schedule until nothing is left.
+# noise that does not. `zero_terminal_snr` shifts the schedule until the signal-to-noise ratio at the end is 0.
 
 # %% alt="The share of signal that is left, against t, for four schedules"
 # NBVAL_CHECK_OUTPUT
@@ -152,8 +153,8 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** 7 % of the signal survives in Stable Diffusion's schedule. That is little. But the noise of a picture
-# of 12,288 numbers averages out to 0.009, so its mean can still be read.
+# **What to notice.** 7 % of the signal's size survives in Stable Diffusion's schedule (0.5 % of its variance). That is little.
+# But over the 4,096 numbers of a colour channel the noise averages out to 1/64, so their mean can still be read.
 #
 # ## 2 · One prediction, four names
 #
@@ -164,10 +165,12 @@ with viz.style():
 # | `eps` | the noise | |
 # | `x0` | the clean data | $(x_t - \sqrt{1-\bar\alpha}\,\varepsilon)/\sqrt{\bar\alpha}$ |
 # | `v` | velocity | $\sqrt{\bar\alpha}\,\varepsilon - \sqrt{1-\bar\alpha}\,x_0$ |
-# | `score` | slope of the log density, $\nabla\log q(x_t)$ | $-\varepsilon/\sqrt{1-\bar\alpha}$ |
+# | `score` | slope of the log of $q$, the density of $x_t$ | $-\varepsilon/\sqrt{1-\bar\alpha}$ |
 #
-# The choice changes which errors the loss minds: near the end, where $\bar\alpha$ is small, a tiny error of `eps` is a
-# huge one of `x0`. Check the table against exact answers: for the ring, Bayes' rule gives $E[x_0\,|\,x_t]$ and
+# For the score, `eps` is the mean of all noises that could have led to $x_t$. The choice changes which errors the loss minds:
+# near the end, where $\bar\alpha$ is small, a tiny error of `eps` is a huge one of `x0`. Where nothing is left of the signal,
+# `eps` says nothing about `x0` at all; `v` still does, so a model with a zero end predicts `v`. Check the table against
+# exact answers: for the ring, Bayes' rule gives $E[x_0\,|\,x_t]$ and
 # $E[\varepsilon\,|\,x_t]$, and autograd gives the slope of the log density.
 
 # %%
@@ -205,12 +208,12 @@ class Denoiser(nn.Module):
         return self.net(torch.cat([x, phase.sin(), phase.cos()], 1))
 
 
-def train_on_points(loss_of, steps=STEPS, batch=512):
+def train_on_points(loss_of, steps=STEPS, batch=512, seed=SEED):
     """Adam with a falling rate; loss_of(network, x0, generator) -> scalar."""
-    network = seeded(Denoiser, SEED)  # the initial weights
+    network = seeded(Denoiser, seed)  # the initial weights
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = gen()
+    generator = gen(seed)
     for _ in range(steps):
         loss = loss_of(network, ring.sample(batch, generator).float(), generator)
         optimizer.zero_grad()
@@ -242,16 +245,16 @@ with viz.style():
             panel.quiver(*field.T, *move.T, angles="xy", scale_units="xy", scale=3, width=0.004, color="#0072B2")
             panel.set(title=f"{name}, t = {step}", xticks=[], yticks=[], aspect="equal")
     plt.show()
-for step in (200, 400, 800):
+for step in (100, 400, 800):
     x = q_sample(points.float(), torch.randn(1500, 2, generator=gen()), abar[step])
     best = ring.eps(x.double(), abar[step].sqrt().double(), (1 - abar[step]).sqrt().double()).float()
     left = (eps_net(x, step / 1000) - best).square().mean() / best.square().mean()
     print(f"t = {step}: unexplained part of the exact answer below 10 %: {bool(left < 0.1)}")
 
 # %% [markdown]
-# **What to notice.** At $t = 100$ the arrows point to the nearest cluster, at $t = 400$ to the middle of several: the
-# answer is a mean over all data that could be meant. Where training never put a point, outside and at the centre, the
-# learned arrows are free to differ.
+# **What to notice.** Arrows are drawn at a third of their length. At $t = 100$ they point to the nearest cluster, at $t = 400$ to
+# the middle of several: the answer is a mean over all data that could be meant. Where training hardly ever put a point, far
+# outside, and at $t = 100$ in the centre, the learned arrows are free to differ.
 #
 # ## 3 · The way back
 #
@@ -261,7 +264,12 @@ for step in (200, 400, 800):
 # $$x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s}\;\hat\varepsilon \qquad\text{(DDIM)}$$
 #
 # `eps_hat` = $\hat\varepsilon$ and `x0_hat` = $\hat x_0$ are the network's guess, $s < t$. **DDPM** instead
-# forgets a part of $\hat\varepsilon$ and draws fresh noise for it. The DDIM step:
+# forgets a part of $\hat\varepsilon$ and draws fresh noise $z$ for it:
+#
+# $$x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\;\hat\varepsilon + \sigma z,\qquad
+# \sigma^2 = \frac{1-\bar\alpha_s}{1-\bar\alpha_t}\Bigl(1-\frac{\bar\alpha_t}{\bar\alpha_s}\Bigr)$$
+#
+# Either step costs one call of the network. The DDIM step:
 
 
 # %%
@@ -279,14 +287,15 @@ back = my_ddim_step(my_ddim_step(x, eps_hat, abar[700], abar[600]), eps_hat, aba
 cmp("there and back", back, x)
 
 # %% [markdown]
-# DDIM draws no noise, so with the same guess a step can be walked back: that is *inversion*.
+# DDIM draws no noise, so with the same guess a step can be walked back. Asked anew at the cleaner end, the network guesses a
+# little differently, so the real way back, *inversion*, is nearly exact.
 #
 # **Rectified flow** asks why the road should bend at all. Mix along a straight line, $x_t = (1-t)\,x_0 + t\,\varepsilon$
 # with $t$ in $[0, 1]$, and learn the velocity of the road:
 #
-# $$\text{loss} = \left|\,u(x_t, t) - (\varepsilon - x_0)\right|^2,\qquad x_{t-h} = x_t - h\,u(x_t, t)$$
+# $$\text{loss} = \left|\,u(x_t, t) - (\varepsilon - x_0)\right|^2,\qquad x_s = x_t - (t-s)\,u(x_t, t)$$
 #
-# with $u$ = `velocity`. The same network, trained on that loss:
+# with $u$ = `velocity` (not the `v` of section 2). The same network, trained on that loss:
 
 
 # %%
@@ -345,16 +354,21 @@ print("longer roads by flow than by DDIM:", bool(detour["flow"] > detour["DDIM"]
 
 # %% [markdown]
 # **What to notice.** DDPM trembles all the way. And the flow, learned from straight roads, has the more bent ones: titles
-# give the median road's length over the distance it covers. A network learns the *mean* of all straight roads through a point,
+# give the median road's length over the distance it covers, 1.8 against 1.4. A network learns the *mean* of all straight
+# roads through a point,
 # and the mean road first runs to the middle of all data, then turns to a cluster. So why is a flow said to need few steps?
 #
-# Write one Euler step with the guesses $\hat x_0$ and $\hat\varepsilon = \hat x_0 + u$: the new point is
+# Write one Euler step with the guesses $\hat x_0 = x_t - t\,u$ and $\hat\varepsilon = \hat x_0 + u$: the new point is
 # $(1-s)\,\hat x_0 + s\,\hat\varepsilon$. That is a DDIM step whose signal is $1-s$ and whose noise is $s$. Divide by
-# $\sqrt{(1-s)^2 + s^2}$ and it is the very DDIM of above, at $\bar\alpha = (1-s)^2 / ((1-s)^2 + s^2)$.
+# $\sqrt{(1-s)^2 + s^2}$ and it is the very DDIM of above, at $\bar\alpha = (1-s)^2 / ((1-s)^2 + s^2)$. (So the roads are DDIM's
+# too, swollen and shrunk by that root: straight in one scale, bent in the other.)
 #
 # So with the same network a flow *is* DDIM that stops at other noise levels. Does that explain its lead? Give all samplers
-# the exact answers of the ring, and DDIM the flow's levels. Predict two things: at how many steps each comes down to the
-# floor, the distance between two fresh draws of the data, and which curve the fourth one follows.
+# the exact answers of the ring, and DDIM the flow's levels as well. The distance is sliced Wasserstein: both sets of points
+# are cast on many lines, sorted there, and compared. Its floor is what two fresh draws of the data have between them.
+#
+# Predict: after how many steps does each come within twice the floor? Does "DDIM, the flow's levels" run with DDIM or with the
+# flow?
 
 
 # %% alt="Sliced Wasserstein distance to the data against steps, for DDPM, DDIM, DDIM at the flow's levels, and flow"
@@ -398,14 +412,15 @@ print("first within twice the floor:", first)
 
 # %% [markdown]
 # **What to notice.** The flow needs about half of DDIM's steps here, and DDIM at the flow's levels needs as few as the flow:
-# the two curves lie on each other. What saves steps is where they are spent. The linear schedule spends most of them
-# where all is noise. The factor of thirty that is often quoted compares with a DDPM that takes all its 1,000 steps;
-# skipping most of them costs less than one thinks. `gsgen bench diffusion` repeats this with three seeds.
+# the two curves lie on each other. What saves steps is where they are spent. The linear schedule spends more than half of them
+# where less than a third of the signal is left. Where you read that a flow is thirty times faster than DDPM, that DDPM took
+# all its 1,000 steps; it may skip most of them, too. (Curves may end below the floor, which is a mean over ten draws: all
+# start from the same noise and share its luck.) `gsgen bench diffusion` repeats this with three seeds.
 #
 # ## 4 · Guidance
 #
 # A caption narrows the choice, and the network may follow it half-heartedly. Ask twice, with the caption ($c$ = `cond`)
-# and without ($u$ = `uncond`), and exaggerate the difference:
+# and with an empty one ($u$ = `uncond`; one prompt in ten was empty in training), and exaggerate the difference:
 #
 # $$\hat\varepsilon = u + s\,(c - u)$$
 #
@@ -440,8 +455,7 @@ for scale, (share, center) in shares.items():
 
 # %% [markdown]
 # **What to notice.** At 1 the caption is obeyed and all three clusters are met. Beyond, samples crowd to the cluster
-# that most surely says "right", and at 10 they overshoot it by two to three of its standard deviations: guided answers
-# belong to no distribution of data any more.
+# that most surely says "right", and at 10 they overshoot it by two to three of its standard deviations, outside the data.
 #
 # ## 5 · A prior of pictures
 #
@@ -467,8 +481,9 @@ print("the guess is worse at 900 than at 100:", errors[-1] > 2 * errors[0])
 viz.image_grid(torch.stack(pairs, 1).flatten(0, 1), columns=5, labels=[f"t = {n}" for n in (100, 300, 500, 700, 900)] + [""] * 5)
 
 # %% [markdown]
-# **What to notice.** At 100 the toy comes back. Towards 900 the guess becomes a smooth mean of all toys that the prompt
-# allows: right in colour, wrong in outline. That mean is why sampling takes many steps, and, two lessons on, why a 3D
+# **What to notice.** At 100 form and colours come back, the face does not. Towards 900 the guess becomes a smooth mean of all
+# toys that the prompt allows: right in colour, wrong in outline. That mean is why sampling takes many steps, and, two
+# lessons on, why a 3D
 # scene that only follows such guesses turns soft.
 #
 # Now the failure on purpose. What happens to pictures at guidance 0, and at 50? Predict before you run.
@@ -491,13 +506,15 @@ labels = [f"scale {s}" if k == 0 else "" for s in by_scale for k in range(6)]
 viz.image_grid(torch.cat([*by_scale.values()]), columns=6, labels=labels, cell=0.9)
 
 # %% [markdown]
-# **What to notice.** At 0 you get toys, but not yours. At 50 shadows burn to black, shapes break, and the background, of
-# which the prompt says nothing, loses its colour. The useful range lies between, and it is narrow.
+# **What to notice.** At 0 you get shapes, some of them toys, but not yours. At 50 shadows burn to black, shapes break, and the
+# background, of which the prompt says nothing, loses its colour. Where between 3 and 50 does it begin? Try 5, 10 and 20 in the
+# panel below.
 #
-# Is the prior any good? A number, no picking: one sample for each caption of the shelf, and a second network, the **prompt
-# scorer**, that learned from other toys. It ranks the true caption among all others.
+# Is the prior any good? A number, no picking: one sample for each of 24 captions, and a second network, the **prompt scorer**,
+# that learned from other toys. It ranks the true caption among all 24. The model's card holds the longer count: 100 captions, one
+# sample each, ranked among 50; the view word among four; and the caption among 7 that differ in one word.
 
-# %% alt="One sample per caption, unselected, framed by whether the scorer ranks its own caption first"
+# %% alt="One sample per caption, unselected"
 # NBVAL_CHECK_OUTPUT
 asked = captions[:24]
 samples = prior.sample([f"{c}, front view" for c in asked], 20, generator=gen(2))
@@ -506,13 +523,17 @@ share = {name: (rank_of_own(scorer, x.to(DEVICE), asked, len(asked) - 1) == 0).f
          for name, x in (("samples", samples), ("true renders", real), ("samples, shuffled", samples.roll(1, 0)))}
 print(f"true renders recognised: {share['true renders'] >= 0.9}, samples: {share['samples'] >= 0.7}, "
       f"shuffled captions: {share['samples, shuffled'] >= 0.3}")
-viz.image_grid(samples.cpu(), columns=8, cell=0.8)
+for name, row in read_card(folder_of("prior"))["metrics"].items():
+    print(f"{name:<13} caption {row['own_first']:.2f}, view word {row['view_word']:.2f}, among near ones {row['near_first']:.2f}")
+viz.image_grid(samples.cpu(), columns=8, cell=0.75, title=", ".join(f"{name} {part:.0%}" for name, part in share.items()))
 
 # %% [markdown]
-# **What to notice.** Shuffling the captions is the control: it shows what a judge that liked everything would say. The full
-# count, over 100 captions and with an interval, is in `BENCHMARKS.md`.
+# **What to notice.** Shuffling the captions is the control: if the judge ignored them, nothing would change. The judge errs, too:
+# compare each number with that of true renders. The caption is mostly met, the view less often (mostly front and back change
+# places), and one changed word often goes unnoticed, by painter and judge alike. `gsgen bench diffusion` adds intervals.
 #
-# Play: prompt, sampler, steps, guidance. The picture below the sliders is what they draw; the strip is its static twin.
+# Play: prompt, sampler, steps, guidance. Move a slider, and a picture appears below it. The strip is its static twin. Does it
+# show what the prompt asks for?
 
 # %% alt="The same prompt with 2, 5, 10 and 30 steps of DDIM and of DDPM"
 text = widgets.Text("a red mug with white dots, side view", description="prompt", layout={"width": "32rem"})
@@ -537,11 +558,11 @@ display(widgets.VBox([text, sampler, steps, scale, screen]))
 
 # %% [markdown]
 # **What to notice.** DDIM hardly changes after five steps. DDPM draws new noise at every step, so another number of steps ends in
-# another toy. After two steps both still look like the smooth guess above.
+# other details. After two steps the background is still tinted.
 #
 # ## Exercises
 #
-# Each check draws new random inputs and compares with an independent computation. The solutions are in
+# The checks of 1, 2 and 4 draw new random inputs and compare with an independent computation. The solutions are in
 # `notebooks/solutions`.
 #
 # ### Exercise 1 · Four functions from memory (25 minutes)
@@ -567,8 +588,8 @@ def one_ddim_step(x_t, eps_hat, abar_t, abar_s):
     ### END SOLUTION
 
 
-def straight_error(velocity, x0, eps, t):
-    """velocity(x_t, t) -> (B, D); data and noise (B, D), t (B,) -> mean squared error of each item (B,)."""
+def straight_error(velocity, x0, t, eps):
+    """velocity(x_t, t) -> (B, D); data and noise (B, D), times (B,) -> mean squared error of each item (B,)."""
     ### BEGIN SOLUTION
     x_t = (1 - t)[:, None] * x0 + t[:, None] * eps
     return (velocity(x_t, t) - (eps - x0)).square().mean(1)
@@ -606,8 +627,8 @@ check(nb02.exercise_2, posterior_mean)
 # ### Exercise 3 · Predict, then run (10 minutes)
 #
 # You guide with a *negative* scale, $s = -2$. Samples for "right half" then (a) are those of scale 0, (b) flee to the left
-# and overshoot, (c) are those of scale 2 mirrored in the origin. Set `prediction`, then run section 4 with -2 and print the
-# mean of `x[:, 0]`; at scale 2 it is 1.5. Evidence: that mean.
+# and overshoot, (c) are those of scale 2 mirrored in the origin. Set `prediction`. Then take the two lines of section 4 that
+# make `denoise` and `x`, with `scale = -2`, and print `x[:, 0].mean()`; at scale 2 it is 1.3. Evidence: that mean.
 
 # %% exercise="3"
 ### BEGIN SOLUTION
@@ -618,14 +639,14 @@ prediction = "b"
 check(nb02.exercise_3, prediction)
 
 # %% [markdown] solution=true
-# The mean is near -6.4, far outside the data, so (b), and not (c), which would be -1.5. $\\hat x_0 = 3u - 2c$: where the
+# The mean is near -6.3, far outside the data, so (b), and not (c), which would be -1.3. $\hat x_0 = 3u - 2c$: where the
 # unconditional guess is the left cluster at -1.5 and the caption's is to the right of 0, the step goes to
-# $3 \\cdot (-1.5) - 2 \\cdot 1$.
+# $3 \cdot (-1.5) - 2 \cdot 1$.
 
 # %% [markdown]
 # ### Exercise 4 · Debug (20 minutes)
 #
-# This sampler draws points near the ring, but too spread out. One index is off by one: the guess is made at one time and
+# This sampler's points miss the clusters. One index is off by one: the guess is made at one time and
 # used at another. Mend `my_sampler`. Evidence: "passed".
 
 
@@ -655,10 +676,11 @@ def my_sampler(denoise, noise, abar, times):
 check(nb02.exercise_4, my_sampler)
 
 # %% [markdown]
-# ### Exercise 5 · Open: where do roads cross? (40 minutes)
+# ### Exercise 5 · Open: which times to train on? (40 minutes)
 #
-# Section 3 trains the flow with uniform times. `logit_normal_times` spends more on the middle. Train both for 300, 1,000 and
-# 3,000 steps with two seeds each and plot the distance at five sampling steps. Evidence: the plot, and whether the
+# Section 3 trains the flow with uniform times. `gsgen_lib.diffusion.logit_normal_times` spends more on the middle. Train both for
+# 300, 1,000 and 3,000 steps with two seeds each (`train_on_points` takes one) and plot the distance at five sampling steps.
+# Evidence: the plot, and whether the
 # difference exceeds that between seeds.
 #
 # ## Summary
@@ -668,7 +690,7 @@ check(nb02.exercise_4, my_sampler)
 # | noising keeps the variance; a schedule may leave signal at the end | section 1 |
 # | eps, x0, v and score are one prediction | section 2, checked by Bayes' rule |
 # | a small network comes close to the exact denoiser | section 2, arrows and verdicts |
-# | DDIM is reversible, DDPM draws noise | section 3 |
+# | DDIM can nearly be walked back, DDPM draws noise | section 3 |
 # | a flow is DDIM at other noise levels, and those save half the steps | section 3, an identity and a figure |
 # | guidance 0 ignores, 50 burns | sections 4 and 5 |
 # | a judge that learned from other toys recognises the samples | section 5, with a shuffled control |
