@@ -112,6 +112,17 @@ def shows(answer: object, mistake: object, tol: float = 1e-4) -> bool:
         return False
 
 
+def expect_letter(prediction: object, right: str, hint: str) -> None:
+    """Nothing where a prediction is the right letter of a, b and c; NotYet with the hint, or saying what was wanted.
+
+    >>> expect_letter("b", "b", "count again")
+    """
+    if prediction not in ("a", "b", "c"):
+        raise NotYet(f"got {prediction!r}, wanted 'a', 'b' or 'c'")
+    if prediction != right:
+        raise NotYet(hint)
+
+
 def verdict(exercise: Callable, *answers: object) -> tuple[str, str]:
     """("passed" | "not attempted" | "not yet", hint) of one exercise for the given answers.
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from gsgen_lib.checks import NotYet, expect_close, fresh_generator, shows
+from gsgen_lib.checks import NotYet, expect_close, expect_letter, fresh_generator, shows
 
 
 def exercise_1(eye) -> None:
@@ -72,10 +72,7 @@ def exercise_2(to_raw, to_opacity) -> None:
 
 def exercise_3(prediction) -> None:
     """Which letter: two splats of opacity 0.5 behind each other cover 1 - (1 - 0.5)^2 = 0.75."""
-    if prediction not in ("a", "b", "c"):
-        raise NotYet(f"got {prediction!r}, wanted 'a', 'b' or 'c'")
-    if prediction != "b":
-        raise NotYet("the first splat lets half of the light pass; what share of that does the second one stop?")
+    expect_letter(prediction, "b", "the first splat lets half of the light pass; what share of that does the second one stop?")
 
 
 def exercise_4(gain) -> None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from gsgen_lib.checks import NotYet, expect_close, fresh_generator, shows
+from gsgen_lib.checks import expect_close, expect_letter, fresh_generator, shows
 
 
 def exercise_1(back_to_front) -> None:
@@ -66,11 +66,8 @@ def exercise_2(half_box) -> None:
 
 def exercise_3(prediction) -> None:
     """Which letter: twice as large and twice as far."""
-    if prediction not in ("a", "b", "c"):
-        raise NotYet(f"got {prediction!r}, wanted 'a', 'b' or 'c'")
-    if prediction != "a":
-        raise NotYet("render scene.transform(scale=2) from `away`, the scene from `close`, and compare; "
-                     "then look at J: t doubles, and so do the lengths in Sigma")
+    expect_letter(prediction, "a", "render scene.transform(scale=2) from `away`, the scene from `close`, and compare; "
+                  "then look at J: t doubles, and so do the lengths in Sigma")
 
 
 def exercise_4(alpha_gradient) -> None:

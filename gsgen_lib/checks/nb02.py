@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from gsgen_lib.checks import NotYet, expect_close, fresh_generator, shows
+from gsgen_lib.checks import expect_close, expect_letter, fresh_generator, shows
 
 
 def exercise_1(noised, one_ddim_step, straight_error, steered) -> None:
@@ -68,10 +68,7 @@ def exercise_2(posterior_mean) -> None:
 
 def exercise_3(prediction) -> None:
     """Which letter: guidance of negative scale."""
-    if prediction not in ("a", "b", "c"):
-        raise NotYet(f"got {prediction!r}, wanted 'a', 'b' or 'c'")
-    if prediction != "b":
-        raise NotYet("put -2 into u + s (c - u): towards what do you step, and away from what? Then run it")
+    expect_letter(prediction, "b", "put -2 into u + s (c - u): towards what do you step, and away from what? Then run it")
 
 
 def exercise_4(my_sampler) -> None:

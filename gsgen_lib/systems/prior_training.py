@@ -75,7 +75,7 @@ PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
                  decoder=50, text=dict(steps=40, batch=8), steps=300, batch=16),
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
-                decoder=3000, text=dict(steps=2000, batch=64), steps=40000, batch=16),
+                decoder=3000, text=dict(steps=2000, batch=64), steps=50000, batch=16),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
                 decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256),
 }
@@ -248,7 +248,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about seven hours on two cores) or "gpu"; steps: of the diffusion model,
+    preset: "tiny" (a minute, for tests), "cpu" (about eight hours on two cores) or "gpu"; steps: of the diffusion model,
     instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
     the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
@@ -303,22 +303,29 @@ def card_metrics(prior: Prior, seed: int = 0) -> dict:
 
 
 def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
-    """`encode_views`, kept in a file so that a resumed training need not encode again; made anew where autoencoder, pictures
-    or seed are others. ValueError for a damaged file."""
+    """`encode_views`, kept in a file so that a resumed training need not encode again; made anew for another autoencoder.
+    ValueError for a damaged file, and for one of other pictures or another seed: then the stages after it are, too."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    parts = [*vae.state_dict().values(), views.images, views.owners, torch.tensor(seed)]
-    made_from = hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()
+    def digest(*parts: Tensor) -> str:
+        return hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()
+
+    made_from = {"autoencoder": digest(*vae.state_dict().values()),
+                 "views": digest(views.images, views.owners, torch.tensor(seed))}
     if path.is_file():
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("made_from") == made_from:
-                    return file.get_tensor("latents")
+                latents, found = file.get_tensor("latents"), file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it to make it anew") from error
+        if found.get("views") != made_from["views"]:
+            raise ValueError(f"{path}: holds latents of {len(latents)} other views, wanted those of these {len(views)}; take "
+                             "another folder")
+        if found.get("autoencoder") == made_from["autoencoder"]:
+            return latents
     latents = encode_views(vae, views, object_colors(views, COPIES, seed))
-    save_file({"latents": latents}, path.with_suffix(".part"), {"made_from": made_from})
+    save_file({"latents": latents}, path.with_suffix(".part"), made_from)
     path.with_suffix(".part").replace(path)  # an interruption leaves no half file
     return latents
 

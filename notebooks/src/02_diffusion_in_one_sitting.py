@@ -503,7 +503,7 @@ match = {s: scorer.similarity(x.to(DEVICE), captions[:6]).diagonal().mean().item
 print("the caption fits better at 3 than at 0:", match[3] > match[0])
 print("at 50 more than ten times as many values are burnt as at 3:", burnt(by_scale[50]) > 10 * burnt(by_scale[3]))
 labels = [f"scale {s}" if k == 0 else "" for s in by_scale for k in range(6)]
-viz.image_grid(torch.cat([*by_scale.values()]), columns=6, labels=labels, cell=0.9)
+viz.image_grid(torch.cat([*by_scale.values()]), columns=6, labels=labels, cell=0.86)
 
 # %% [markdown]
 # **What to notice.** At 0 you get shapes, some of them toys, but not yours. At 50 shadows burn to black, shapes break, and the
@@ -525,7 +525,8 @@ print(f"true renders recognised: {share['true renders'] >= 0.9}, samples: {share
       f"shuffled captions: {share['samples, shuffled'] >= 0.3}")
 for name, row in read_card(folder_of("prior"))["metrics"].items():
     print(f"{name:<13} caption {row['own_first']:.2f}, view word {row['view_word']:.2f}, among near ones {row['near_first']:.2f}")
-viz.image_grid(samples.cpu(), columns=8, cell=0.75, title=", ".join(f"{name} {part:.0%}" for name, part in share.items()))
+viz.image_grid(samples.cpu(), columns=8, cell=0.72,
+               title="own caption first: " + ", ".join(f"{name} {part:.0%}" for name, part in share.items()))
 
 # %% [markdown]
 # **What to notice.** Shuffling the captions is the control: if the judge ignored them, nothing would change. The judge errs, too:
@@ -557,8 +558,9 @@ display(viz.image_grid(torch.cat(twin), columns=4, labels=[f"{s}, {n}" for s in 
 display(widgets.VBox([text, sampler, steps, scale, screen]))
 
 # %% [markdown]
-# **What to notice.** DDIM hardly changes after five steps. DDPM draws new noise at every step, so another number of steps ends in
-# other details. After two steps the background is still tinted.
+# **What to notice.** The prompt is only half obeyed: a red thing with white dots, but without a handle to its side, and brown at the
+# rim. DDIM hardly changes after five steps. DDPM draws new noise at every step, so another number of steps ends in other details.
+# After two steps the background is still tinted.
 #
 # ## Exercises
 #

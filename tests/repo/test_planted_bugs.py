@@ -71,7 +71,7 @@ BUGS = {
     "own prompt not the first": ("systems/prompt_scorer.py", "torch.zeros(len(scores), dtype=torch.long", "torch.ones(len(scores), dtype=torch.long",
                                  f"{SCORER}::test_near_miss_loss_against_loops_in_double_precision"),
     "held-out captions called wrong": ("systems/scorer_training.py", 'if (family, new["color"], new["pattern"]) in COMBINATIONS[split]:', "if True:",
-                                       f"{SCORER}::test_near_misses_miss_by_one_attribute_and_never_name_a_held_out_combination"),
+                                       "tests/systems/test_scorer_training.py::test_near_misses_miss_by_one_attribute_and_never_name_a_held_out_combination"),
     "views never see each other": ("systems/prior.py", "unet.set_attn_processor(_SelfAttentionAcrossViews(views))", "pass",
                                    f"{PRIOR}::test_views_see_each_other_only_when_asked"),
     "latents not scaled": ("systems/prior.py", "latents.to(self.dtype) / self.scaling", "latents.to(self.dtype)",

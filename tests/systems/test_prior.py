@@ -210,6 +210,19 @@ def test_views_must_be_positive():
         pass
 
 
+def test_the_prompt_reaches_the_unet_beside_attention_too():
+    """With cross-attention silenced, the pooled prompt still changes the answer; without `add_embedding` nothing does."""
+    unet = seeded(lambda: make_unet((16, 32)), 0).eval()
+    x, (a, b) = torch.randn(1, 4, 16, 16, generator=gen()), torch.randn(2, 1, 24, 96, generator=gen(1))
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith("attn2"):
+                module.to_out[0].weight.zero_()
+        assert (unet(x, 500, a).sample - unet(x, 500, b).sample).abs().max() > 1e-3
+        unet.add_embedding.norm2.weight.zero_()
+        assert (unet(x, 500, a).sample - unet(x, 500, b).sample).abs().max() == 0
+
+
 def test_noise_on_latents_has_a_random_strength_up_to_the_one_given():
     """Mean and variance of what is added, over many pictures: sigma^2 / 3 where the strength is uniform in [0, sigma]."""
     from types import SimpleNamespace
