@@ -10,7 +10,7 @@ Where two prompts of a batch are equal, to the letter, both count as right (the 
 are the own prompt with one word changed; prompts of other pictures differ in so much that a judge could pass by looking at the
 noun and the colour alone. Pictures are renders of other toys than the prior's, and other views of the real training
 objects, on random backgrounds, blurred and noised a little so that the judge looks at shape and colour rather than at
-pixels. It answers: which of 50 captions fits best? which view word?
+pixels. It answers: which of 50 captions fits best (asked of the picture and of its mirror image)? which view word?
 
 The same interface takes CLIP from the hub: `load_scorer("openai/clip-vit-base-patch32")`. Every score says
 who gave it (`scorer.name`). Taught in notebook 02.
@@ -235,6 +235,11 @@ class Scorer:
             raise ValueError(f"prompts: got {prompts!r}, wanted a list of at least one string")
         return self.embed_images(images) @ self.embed_prompts(prompts).T
 
+    def caption_similarity(self, images: Tensor, captions: list[str]) -> Tensor:
+        """The mean of `similarity` over a picture and its mirror image: a caption without view word knows no left or right."""
+        there, mirrored = self.similarity(torch.cat([images, images.flip(2)]), captions).chunk(2)
+        return (there + mirrored) / 2
+
     @torch.no_grad()
     def view(self, images: Tensor, captions: list[str]) -> list[str]:
         """The view word that fits each picture best, given its caption."""
@@ -251,13 +256,13 @@ def rank_of_own(scorer: Scorer, images: Tensor, prompts: list[str], others: int 
                 generator: torch.Generator | None = None) -> Tensor:
     """How many of `others` wrong prompts beat a picture's own, (B,); 0 means it is ranked first.
 
-    images (B, H, W, 3); prompts: B, the i-th belongs to picture i. The wrong ones are drawn from the other different
-    prompts of the list; ValueError where there are fewer than `others`.
+    images (B, H, W, 3); prompts: B captions without view word, the i-th belongs to picture i (`caption_similarity` is asked).
+    The wrong ones are drawn from the other different prompts of the list; ValueError where there are fewer than `others`.
     """
     different = list(dict.fromkeys(prompts))
     if len(different) <= others:
         raise ValueError(f"prompts: got {len(different)} different ones, wanted more than {others}")
-    scores = scorer.similarity(images, different)  # (B, P)
+    scores = scorer.caption_similarity(images, different)  # (B, P)
     own = torch.tensor([different.index(p) for p in prompts], device=scores.device)
     rivals = draw_rivals(own, len(different), others, generator)
     return (scores.gather(1, rivals) >= scores.gather(1, own[:, None])).sum(1)

@@ -38,7 +38,7 @@ def knowing(asked):
 
 def marked(pictures):
     pictures = pictures.clone()
-    pictures[:, 0, 0] = torch.arange(len(pictures))[:, None] / 255
+    pictures[:, 0, [0, -1]] = torch.arange(len(pictures))[:, None, None] / 255  # in both corners: a mirror keeps the mark
     return pictures
 
 
@@ -117,8 +117,9 @@ def test_rivals_are_others_drawn_evenly_and_ranks_are_those_of_sorting():
         with pytest.raises(ValueError, match=f"others: got {others}, wanted 1 to 7"):
             draw_rivals(own, 8, others)
     scores = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    judge = Scorer("table", lambda x: scores[:len(x)], lambda prompts: torch.eye(8)[[int(p) for p in prompts]])
-    ranks = rank_of_own(judge, torch.zeros(8, 2, 2, 3), [str(i) for i in range(8)], 7)
+    judge = Scorer("table", lambda x: scores[x[:, 0, 0, 0].long()], lambda prompts: torch.eye(8)[[int(p) for p in prompts]])
+    numbered = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 2, 3)
+    ranks = rank_of_own(judge, numbered, [str(i) for i in range(8)], 7)
     by_sorting = [sorted(row.tolist(), reverse=True).index(row[i].item()) for i, row in enumerate(scores)]
     assert ranks.tolist() == by_sorting
 

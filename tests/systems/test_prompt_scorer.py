@@ -87,6 +87,10 @@ def test_saved_and_loaded_it_judges_alike(tmp_path):
     scorer, images = load_scorer(tmp_path), torch.rand(3, 64, 64, 3, generator=gen())
     direct = model.embed_images(images) @ model.embed_tokens(tokenize(tokenizer, ["a red mug", "mug"])).T
     torch.testing.assert_close(scorer.similarity(images, ["a red mug", "mug"]), direct, atol=5e-3, rtol=0)  # fp16
+    both = (direct + model.embed_images(images.flip(2)) @ model.embed_tokens(tokenize(tokenizer, ["a red mug", "mug"])).T) / 2
+    for pictures in (images, images.flip(2)):  # a caption knows no left or right
+        torch.testing.assert_close(scorer.caption_similarity(pictures, ["a red mug", "mug"]), both, atol=5e-3, rtol=0)
+    assert (both - direct).abs().max() > 1e-2
     assert scorer.view(images, ["a", "b", "c"])[0].endswith(" view")
     assert scorer.similarity(torch.rand(1, 100, 80, 3), ["mug"]).shape == (1, 1)
     for call, message in ((lambda: scorer.similarity(images[0], ["a"]), "images: got shape"),
