@@ -7,8 +7,8 @@
 2. The shipped prior on captions that training never had: one sample each, no selection. Is the sample's own caption
    ranked first among 50 by the prompt scorer (and among 7 that differ in one word), is its view word the best of four, and
    how far are the samples from true renders of other held-out toys (KID), with true renders of the same captions as the
-   floor? Between the two: true renders that went through the autoencoder and back, the best that its latents allow. The
-   control: the same samples under the captions of others.
+   floor? Between the two: true renders that went through the autoencoder and back, what a perfect painter of latents would
+   score. The control: the same samples under the captions of others.
 3. The shipped prompt scorer on true renders of held-out toys.
 
 Intervals are 95 %: exact binomial for shares, bootstrap over seeds for distances.
@@ -122,7 +122,7 @@ def main(captions: int = 100, seed: int = 0, seeds: int = 3, points: int = 4000,
     start = time.perf_counter()
     pictures = draw_all(lambda prompts, g: painter.sample(prompts, steps, guidance_scale, generator=g), asked.prompts, seed)
     seconds = (time.perf_counter() - start) / captions
-    with torch.no_grad():  # the best that a painter of these latents could do
+    with torch.no_grad():  # as a perfect painter of latents would draw them
         again = torch.cat([painter.decode(painter.encode_image(x)) for x in asked.truth.split(25)])
     scores = {"samples": picture_scores(pictures, asked, judge, seed=seed),
               "samples, captions shuffled": picture_scores(pictures.roll(4, 0), asked, judge, seed=seed),
