@@ -308,26 +308,23 @@ def kept_latents(path: Path, vae, views: CaptionedViews, seed: int) -> Tensor:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    def digest(*parts: Tensor) -> str:
-        return hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()
-
-    made_from = {"autoencoder": digest(*vae.state_dict().values()),
-                 "views": digest(views.images, views.owners, torch.tensor(seed))}
+    parts = {"autoencoder": vae.state_dict().values(), "views": (views.images, views.owners, torch.tensor(seed))}
+    made_from = {name: hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)).hexdigest()
+                 for name, tensors in parts.items()}
     if path.is_file():
         try:
             with safe_open(path, "pt") as file:
-                latents, found = file.get_tensor("latents"), file.metadata() or {}
+                z, found = file.get_tensor("latents"), file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it to make it anew") from error
         if found.get("views") != made_from["views"]:
-            raise ValueError(f"{path}: holds latents of {len(latents)} other views, wanted those of these {len(views)}; take "
-                             "another folder")
+            raise ValueError(f"{path}: holds latents of {len(z)} other views, wanted those of these {len(views)}; change folder")
         if found.get("autoencoder") == made_from["autoencoder"]:
-            return latents
-    latents = encode_views(vae, views, object_colors(views, COPIES, seed))
-    save_file({"latents": latents}, path.with_suffix(".part"), made_from)
+            return z
+    z = encode_views(vae, views, object_colors(views, COPIES, seed))
+    save_file({"latents": z}, path.with_suffix(".part"), made_from)
     path.with_suffix(".part").replace(path)  # an interruption leaves no half file
-    return latents
+    return z
 
 
 def save_prior(pipeline, folder: Path, facts: dict) -> dict:
