@@ -102,5 +102,5 @@ def nearest_first(judge: Scorer, picture: Tensor, caption: str, seed: int = 0, o
     while len(wrong) < others:
         new = one_attribute_changed(caption, generator, split="all")
         wrong += [new] if new not in wrong else []
-    scores = judge.caption_similarity(picture[None], [caption, *wrong])[0]
+    scores = (judge.embed_mirrored(picture[None]) @ judge.embed_prompts([caption, *wrong]).T)[0]
     return bool(scores[0] > scores[1:].max())

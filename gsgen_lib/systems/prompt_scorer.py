@@ -235,9 +235,9 @@ class Scorer:
             raise ValueError(f"prompts: got {prompts!r}, wanted a list of at least one string")
         return self.embed_images(images) @ self.embed_prompts(prompts).T
 
-    def caption_similarity(self, images: Tensor, captions: list[str]) -> Tensor:
-        """The mean of `similarity` over a picture and its mirror image: a caption without view word knows no left or right."""
-        there, mirrored = self.similarity(torch.cat([images, images.flip(2)]), captions).chunk(2)
+    def embed_mirrored(self, images: Tensor) -> Tensor:
+        """Mean vectors (B, E) of pictures (B, H, W, 3) and their mirror images: a caption without view word knows no left."""
+        there, mirrored = self.embed_images(torch.cat([images, images.flip(2)])).chunk(2)
         return (there + mirrored) / 2
 
     @torch.no_grad()
@@ -256,13 +256,13 @@ def rank_of_own(scorer: Scorer, images: Tensor, prompts: list[str], others: int 
                 generator: torch.Generator | None = None) -> Tensor:
     """How many of `others` wrong prompts beat a picture's own, (B,); 0 means it is ranked first.
 
-    images (B, H, W, 3); prompts: B captions without view word, the i-th belongs to picture i (`caption_similarity` is asked).
+    images (B, H, W, 3); prompts: B captions without view word, the i-th belongs to picture i (`embed_mirrored`).
     The wrong ones are drawn from the other different prompts of the list; ValueError where there are fewer than `others`.
     """
     different = list(dict.fromkeys(prompts))
     if len(different) <= others:
         raise ValueError(f"prompts: got {len(different)} different ones, wanted more than {others}")
-    scores = scorer.caption_similarity(images, different)  # (B, P)
+    scores = scorer.embed_mirrored(images) @ scorer.embed_prompts(different).T  # (B, P)
     own = torch.tensor([different.index(p) for p in prompts], device=scores.device)
     rivals = draw_rivals(own, len(different), others, generator)
     return (scores.gather(1, rivals) >= scores.gather(1, own[:, None])).sum(1)

@@ -214,12 +214,13 @@ def scorer_metrics(scorer: Scorer, views: CaptionedViews, seed: int = 0, among: 
     generator = torch.Generator().manual_seed(seed)
     backgrounds = random_backgrounds(len(views), generator)
     captions = list(dict.fromkeys(views.captions))
+    words = torch.cat([scorer.embed_prompts(captions[i:i + 256]) for i in range(0, len(captions), 256)])
     right = seen = 0
     confusions: Counter = Counter()
     for start in range(0, len(views), 200):
         rows = torch.arange(start, min(start + 200, len(views)))
         pictures = on_background(views.images[rows], backgrounds[rows])
-        scores = scorer.caption_similarity(pictures, captions)  # (B, P)
+        scores = scorer.embed_mirrored(pictures) @ words.T  # (B, P)
         own = torch.tensor([captions.index(views.captions[int(i)]) for i in rows], device=scores.device)
         rivals = draw_rivals(own, len(captions), min(among, len(captions)) - 1, generator)
         best = rivals.gather(1, scores.gather(1, rivals).argmax(1, keepdim=True))  # (B, 1): the strongest rival
