@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data render": ("gsgen_lib.data.prerender", "render_folder", "render your own meshes"),
     "train prior": ("gsgen_lib.systems.prior_training", "train_prior", "train the text-to-image prior"),
     "train scorer": ("gsgen_lib.systems.scorer_training", "train_scorer", "train the prompt scorer"),
+    "sample dreamgaussian": ("gsgen_lib.systems.dreamgaussian_sample", "sample_dreamgaussian",
+                             "a prompt or a picture becomes Gaussians and a textured mesh"),
     "view": ("gsgen_lib.viz", "view_scene", "look at a splat file"),
     "bench": ("gsgen_lib.bench", "command", "run a benchmark (--list names them)"),
 }

@@ -27,7 +27,7 @@ from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.data.surface import LIGHT, colors_at, prepare_surface, surface_colors
 from gsgen_lib.raster.numba_setup import jit
 
-__all__ = ["LIGHT", "MeshRender", "render_mesh", "sample_surface", "visible_points"]
+__all__ = ["LIGHT", "MeshRender", "first_hits", "render_mesh", "sample_surface", "visible_points"]
 STEP = 1e-4  # how far behind a see-through surface the ray goes on, in world units
 GRAZING = 0.02  # |cos| below which a surface is seen edge-on, that is, not at all
 OPAQUE = 1 - 1 / 512  # a ray that has met this much opacity stops
@@ -151,6 +151,30 @@ def visible_points(mesh: Mesh, points: np.ndarray, normals: np.ndarray, eyes: np
 
 
 # --- rays ------------------------------------------------------------------------------------
+
+
+def first_hits(mesh: Mesh, cameras) -> tuple[np.ndarray, np.ndarray]:
+    """Which triangle each pixel's ray meets first, and where: face (V, H W) int64, -1 for none, and barycentric
+    coordinates of its corners (V, H W, 3) float32, 0 where there is none.
+
+    >>> from gsgen_lib.scene.cameras import Cameras
+    >>> square = Mesh([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], [[0, 1, 2]])
+    >>> face, b = first_hits(square, Cameras.orbit(1, elevation=0.0, width=3, height=3))
+    >>> face[0, 4], round(float(b[0, 4].sum()), 5)
+    (np.int64(0), 1.0)
+    """
+    embree = _build_embree(mesh.vertices, mesh.faces)
+    faces, coordinates = [], []
+    for i in range(len(cameras)):
+        o, d = _numpy_rays(cameras[i:i + 1])
+        hit = embree.run(o, d, output=True)
+        face = hit["primID"].astype(np.int64)
+        face[face >= len(mesh.faces)] = -1
+        b = np.stack([1 - hit["u"] - hit["v"], hit["u"], hit["v"]], 1)
+        b[face < 0] = 0
+        faces.append(face)
+        coordinates.append(b.astype(np.float32))
+    return np.stack(faces), np.stack(coordinates)
 
 
 def _numpy_rays(camera):

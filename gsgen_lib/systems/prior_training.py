@@ -1,12 +1,6 @@
 """Training the prior: an autoencoder, a text encoder, and a diffusion model of latents. gsgen train prior.
 
-Stage 1, autoencoder (AutoencoderKL of diffusers), 64 x 64 x 3 -> 16 x 16 x 4:
-
-    loss = mean |x - D(z)| + `PERCEPTUAL` LPIPS(x, D(z)) + `KL` KL( N(mean, var) || N(0, I) ),   z ~ N(mean, var)
-
-with the mean over pixels and channels, and the KL a sum over a picture's latents, averaged over pictures.
-
-Then `scaling_factor` = 1 / std of the latents, so that diffusion sees unit variance.
+Stage 1, autoencoder (AutoencoderKL of diffusers), 64 x 64 x 3 -> 16 x 16 x 4: `autoencoder_training`.
 
 Stage 2, text encoder (CLIPTextModel): learns beside pictures, with the loss of `prompt_scorer` and an image tower that is
 thrown away afterwards. A diffusion loss alone teaches words slowly, since most of what it has to explain is not in the
@@ -22,8 +16,7 @@ never gives it (2305.08891). One prompt in ten is empty, for guidance. In `SETS`
 sets of four views at right angles, and self-attention runs across them (MVDream, 2308.16512, section 3.1, where the
 share is 70 % sets and 30 % single pictures).
 
-Stage 4, the decoder alone, with noise of a random strength up to `NOISE` on the scaled latents: those of a sample are never
-quite clean, and a decoder that has seen only clean ones paints what is left of the noise as patches of colour.
+Stage 4, the decoder alone, to be sharp, and patient with latents that are not quite clean: `autoencoder_training`.
 
 Latents are made once, each view on `COPIES` backgrounds: what the encoder costs is paid once. Everything is resumable.
 Taught in notebook 02.
@@ -45,7 +38,6 @@ from gsgen_lib.data.captioned_views import (
     PAINTER,
     VIEW_WORDS,
     CaptionedViews,
-    draw_pictures,
     draw_rows,
     draw_sets,
     kept,
@@ -54,15 +46,13 @@ from gsgen_lib.data.captioned_views import (
     training_views,
 )
 from gsgen_lib.diffusion import q_sample, velocity
-from gsgen_lib.perceptual import lpips
+from gsgen_lib.systems.autoencoder_training import encode, grid, train_autoencoder, train_decoder
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts
 from gsgen_lib.systems.prior_metrics import draw_all, held_out_prompts, picture_scores
 from gsgen_lib.systems.prior_networks import (
-    EncodeDecode,
     TextAndPictures,
     TextAndUNet,
     as_pipeline,
-    make_autoencoder,
     make_scheduler,
     make_text_encoder,
     make_unet,
@@ -73,73 +63,15 @@ from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
-                 decoder=50, text=dict(steps=40, batch=8), steps=300, batch=16),
+                 decoder=120, text=dict(steps=40, batch=8), steps=300, batch=16),
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
-                decoder=3000, text=dict(steps=2000, batch=64), steps=50000, batch=16),
+                decoder=4500, text=dict(steps=2000, batch=64), steps=50000, batch=16),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
                 decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256),
 }
 TOY_SEED = 1_000_000
-PERCEPTUAL, KL = 0.3, 1e-6
 SETS, DROP, COPIES = 0.3, 0.1, 3
-NOISE = 0.5
 ATTENTION = 1  # self-attention at the 8 x 8 level only; at 16 x 16 there are four times as many tokens
-
-
-# ---- stage 1 -------------------------------------------------------------------------------------------------------
-
-
-def autoencoder_loss(model: EncodeDecode, pictures: Tensor, generator: torch.Generator) -> dict:
-    """The loss of stage 1 for pictures (B, H, W, 3) in [0, 1]; {"loss", "l1", "lpips", "kl"}."""
-    x = pictures.movedim(-1, 1) * 2 - 1  # (B, 3, H, W)
-    decoded, mean, logvar = model(x, generator)
-    l1 = (decoded - x).abs().mean()
-    seen = (decoded.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
-    perceptual = lpips(seen, pictures, validate=False)
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
-    return {"loss": l1 + PERCEPTUAL * perceptual + KL * kl, "l1": l1, "lpips": perceptual, "kl": kl}
-
-
-def train_autoencoder(views: CaptionedViews, folder: Path, channels: tuple[int, ...], steps: int, batch: int, lr: float,
-                      seed: int, minutes=None, device=None):
-    """Stage 1; returns the AutoencoderKL with its scaling_factor set, and the training's result."""
-    model = seeded(lambda: EncodeDecode(make_autoencoder(tuple(channels))), seed)
-    result = pictures_to_pictures(model, views, folder, steps, batch, lr, seed, minutes, device)
-    pictures = draw_pictures(views, draw_rows(views, 256, torch.Generator().manual_seed(seed + 1)),
-                             torch.Generator().manual_seed(seed + 2))[0]
-    model.vae.register_to_config(scaling_factor=1.0)
-    latents = encode(model.vae, pictures)
-    model.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    return model.vae, result
-
-
-def pictures_to_pictures(model: EncodeDecode, views: CaptionedViews, folder: Path, steps: int, batch: int, lr: float, seed: int,
-                         minutes=None, device=None):
-    """Train `model` on `autoencoder_loss`; its sample sheets show pictures, and below them what comes back."""
-
-    def draw_batch(generator):
-        return draw_pictures(views, draw_rows(views, batch, generator), generator)[0]
-
-    shown = torch.linspace(0, len(views) - 1, 16).long()
-    truth = on_background(views.images[shown], random_backgrounds(16, torch.Generator().manual_seed(seed)))
-
-    @torch.no_grad()
-    def sheet(model):
-        x = truth.movedim(-1, 1).to(next(model.parameters()).device) * 2 - 1
-        again = model(x, torch.Generator().manual_seed(seed))[0].movedim(1, -1) / 2 + 0.5
-        return grid(torch.cat([truth, again.cpu()]), 16)
-
-    config = TrainConfig(steps=steps, lr=lr, warmup=50, weight_decay=0.0, ema_decay=0.998, checkpoint_every=250,
-                         seed=seed)
-    return train(model, autoencoder_loss, draw_batch, config, folder, sheet, minutes, device)
-
-
-@torch.no_grad()
-def encode(vae, pictures: Tensor, chunk: int = 64) -> Tensor:
-    """Scaled mean latents (B, C, h, w) of pictures (B, H, W, 3) in [0, 1], on the CPU."""
-    device = next(vae.parameters()).device
-    parts = [vae.encode(p.to(device).movedim(-1, 1) * 2 - 1).latent_dist.mean.cpu() for p in pictures.split(chunk)]
-    return torch.cat(parts) * vae.config.scaling_factor
 
 
 def object_colors(views: CaptionedViews, copies: int, seed: int) -> Tensor:
@@ -227,18 +159,6 @@ def sample_sheet(views: CaptionedViews, vae, tokenizer):
         return torch.cat([grid(p.cpu(), 4) for p in pictures], 1)
 
     return sheet
-
-
-# ---- stage 4 -------------------------------------------------------------------------------------------------------
-
-
-def train_decoder(vae, views: CaptionedViews, folder: Path, steps: int, batch: int, lr: float, seed: int, minutes=None,
-                  device=None):
-    """Stage 4: the decoder of `vae` learns to decode noisy latents, in place; returns the training's result."""
-    for part, learns in ((vae.encoder, False), (vae.quant_conv, False), (vae.post_quant_conv, True), (vae.decoder, True)):
-        part.requires_grad_(learns)
-    model = EncodeDecode(vae, noise=NOISE / vae.config.scaling_factor)
-    return pictures_to_pictures(model, views, folder, steps, batch, lr, seed, minutes, device)
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------
@@ -337,14 +257,3 @@ def save_prior(pipeline, folder: Path, facts: dict) -> dict:
         part.float()
     counts = {n: sum(v.numel() for v in getattr(pipeline, n).parameters()) for n in ("vae", "unet", "text_encoder")}
     return pretrained.write_card(folder, {**facts, "parameters": counts})
-
-
-def grid(pictures: Tensor, columns: int) -> Tensor:
-    """Pictures (B, H, W, 3) side by side, `columns` to a row: (rows H, columns W, 3).
-
-    >>> grid(torch.zeros(6, 4, 4, 3), 3).shape
-    torch.Size([8, 12, 3])
-    """
-    count, h, w, _ = pictures.shape
-    rows = pictures.reshape(count // columns, columns, h, w, 3)
-    return rows.permute(0, 2, 1, 3, 4).reshape(count // columns * h, columns * w, 3)

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RASTER, SCENE, DIFFUSION = "tests/raster/test_raster.py", "tests/scene/test_scene.py", "tests/diffusion/test_diffusion.py"
 SCORER, PRIOR = "tests/systems/test_prompt_scorer.py", "tests/systems/test_prior.py"
+SDS, DREAM, MESH = "tests/systems/test_score_distillation.py", "tests/systems/test_dreamgaussian.py", "tests/mesh/test_mesh.py"
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -76,17 +77,32 @@ BUGS = {
                                    f"{PRIOR}::test_views_see_each_other_only_when_asked"),
     "latents not scaled": ("systems/prior.py", "latents.to(self.dtype) / self.scaling", "latents.to(self.dtype)",
                            f"{PRIOR}::test_sampling_equals_diffusers_own_pipeline"),
-    "KL without the variance": ("systems/prior_training.py", "(mean.square() + logvar.exp() - 1 - logvar)", "(mean.square())",
+    "KL without the variance": ("systems/autoencoder_training.py", "(mean.square() + logvar.exp() - 1 - logvar)", "(mean.square())",
                                 f"{PRIOR}::test_autoencoder_loss_adds_up"),
     "views of a set noised apart": ("systems/prior_training.py", "(len(z) // count,), generator=generator).repeat_interleave(count)",
                                     "(len(z),), generator=generator)", f"{PRIOR}::test_training_draws_what_its_header_says"),
+    "decoder judged by a judge that it moves": ("systems/autoencoder_training.py", "held, (decoded,)).mean()", "held, (decoded.detach(),)).mean()",
+                                                f"{PRIOR}::test_decoder_and_judge_learn_from_their_own_losses"),
+    "sign of score distillation": ("systems/score_distillation.py", "(predict(x_t, t) - eps)", "(eps - predict(x_t, t))",
+                                   f"{SDS}::test_autograd_equals_the_formula_and_never_enters_the_network[sigma2]"),
+    "network differentiated": ("systems/score_distillation.py", "    with torch.no_grad():\n        x_t = q_sample(x.detach(), eps, abar)",
+                               "    if True:\n        x_t = q_sample(x, eps, abar)", f"{SDS}::test_the_gradient_carries_no_graph"),
+    "other views pulled instead of pushed": ("systems/score_distillation.py", "view_guidance * (asked - other)", "view_guidance * (other - asked)",
+                                             f"{SDS}::test_the_view_word_is_louder_than_the_caption"),
+    "interval score matching asks at s": ("systems/score_distillation.py", "(predict(x_t, torch.tensor(t)) - eps_s)", "(predict(x_s, torch.tensor(s)) - eps_s)",
+                                          f"{SDS}::test_the_last_step_of_ism_goes_to_the_level_of_t"),
+    "cameras of the step before": ("systems/dreamgaussian.py", "text = _text(prompts, together, c, azimuths, elevations)",
+                                   "text = _text(prompts, together, c, azimuths[::-1], elevations)", f"{DREAM}::test_each_view_is_asked_for_by_its_own_words"),
+    "one half of the density's exponent": ("mesh.py", "torch.exp(-0.5 * white.square().sum(-1))", "torch.exp(-white.square().sum(-1))",
+                                           f"{MESH}::test_blocked_field_equals_brute_force_in_double_precision[16]"),
+    "texture upside down": ("mesh.py", "1 - uv[..., 1] * 2], -1)", "uv[..., 1] * 2 - 1], -1)", f"{MESH}::test_rendering_a_texture_shows_it"),
     "velocity sign": ("diffusion/gaussian.py", "return q_sample(eps, -x0, abar)", "return q_sample(eps, x0, abar)",
                       f"{DIFFUSION}::test_velocity_is_the_derivative_along_the_rotation"),
 }
 
 
 def copy_tree(target: Path) -> None:
-    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems", "tests/diffusion"):
+    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems", "tests/diffusion", "tests/mesh"):
         shutil.copytree(ROOT / name, target / name)  # with compiled kernels: only what changes is compiled again
 
 

@@ -11,7 +11,9 @@ from gsgen_lib.data.captioned_views import toy_views
 from gsgen_lib.diffusion import convert
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
 from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_scheduler, make_unet
-from gsgen_lib.systems.prior_training import autoencoder_loss, grid, train_diffusion
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.systems.autoencoder_training import EncodeDecodeJudge, autoencoder_loss, decoder_loss, grid
+from gsgen_lib.systems.prior_training import train_diffusion
 from gsgen_lib.systems.scorer_training import prompt_tokenizer
 from gsgen_lib.systems.prompt_scorer import tokenize
 from gsgen_lib.training import seeded
@@ -251,6 +253,26 @@ def test_autoencoder_loss_adds_up():
     z = vae.encode(pictures.movedim(-1, 1) * 2 - 1).latent_dist
     by_hand = 0.5 * (z.mean**2 + z.var - 1 - z.var.log()).sum((1, 2, 3)).mean()  # KL to N(0, I)
     assert parts["kl"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_decoder_and_judge_learn_from_their_own_losses():
+    """Each weight's gradient is that of its own loss, written out here; the encoder gets none."""
+    model = seeded(lambda: EncodeDecodeJudge(make_autoencoder((16, 16, 16)), 0.2), 0)
+    pictures = torch.rand(2, 64, 64, 3, generator=gen())
+    x = pictures.movedim(-1, 1) * 2 - 1
+    decoded = model(x, gen(1))[0]
+    judged = (1 - model.judge(x)).clamp_min(0).mean() + (1 + model.judge(decoded)).clamp_min(0).mean()
+    seen = (decoded.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
+    fooled = (decoded - x).abs().mean() + 0.3 * lpips(seen, pictures) - 0.1 * model.judge(decoded).mean()
+    parts = {name: [p for n, p in model.named_parameters() if n.startswith(name)] for name in ("judge", "vae.decoder")}
+    wanted = (torch.autograd.grad(judged, parts["judge"], retain_graph=True), torch.autograd.grad(fooled, parts["vae.decoder"]))
+    found = decoder_loss(model, pictures, gen(1))
+    found["loss"].backward()
+    for own, grads in zip(parts.values(), wanted, strict=True):
+        for p, g in zip(own, grads, strict=True):
+            torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-7)
+    assert found["judged"].item() == pytest.approx(judged.item(), rel=1e-5)
+    assert all(p.grad is None for p in model.vae.encoder.parameters())
 
 
 class Listener(torch.nn.Module):

@@ -1,0 +1,102 @@
+"""A sharper texture for a mesh: render, noise, denoise, compare in pixels (DreamGaussian, stage 2).
+
+The shape stays; only texels move. Every few steps new cameras are drawn, and for each render x
+
+    z_0    = DDIM from t_s down to 0 of the noised latents of x                        SDEdit (2108.01073)
+    target = x + decode(z_0) - decode(encode(x))
+    loss   = | render(texture) - target |^2                                            in pixels, no score distillation
+
+t_s falls, so that late targets keep more of what is there. There are few rounds of many views: repainting what was repainted,
+again and again, grows speckles. DreamGaussian takes decode(z_0) itself for a target. Our small autoencoder blurs what
+goes through it; in the difference of two pictures that both did, the blur is gone. Taught in notebook 04. Source:
+DreamGaussian (2309.16653), section 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gsgen_lib.data.meshes import Mesh
+from gsgen_lib.diffusion import convert, ddim_step, guided, q_sample
+from gsgen_lib.mesh import render_texture, texture_rays
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.prior import Prior
+from gsgen_lib.systems.score_distillation import ViewPrompts
+
+
+@torch.no_grad()
+def denoised(prior: Prior, pictures: Tensor, text: Tensor, start: int, steps: int, guidance_scale: float,
+             generator: torch.Generator | None = None, views: int = 1) -> Tensor:
+    """Pictures (V, H, W, 3) noised to level `start` and brought back in `steps` steps of DDIM (SDEdit): (V, H, W, 3).
+
+    start: a step of the schedule at which signal is left, >= steps."""
+    if not 1 <= steps <= start or not prior.alphas_cumprod[start] > 0:
+        raise ValueError(f"start, steps: got {start}, {steps}, wanted 1 <= steps <= start, and signal left at start")
+    z = prior.encode_image(pictures)
+    times = torch.linspace(start, 0, steps + 1).round().long().tolist()
+    abar = prior.alphas_cumprod
+    x = q_sample(z, torch.randn(z.shape, generator=generator).to(z), abar[start])
+    empty = prior.encode_prompt([""]).expand_as(text)
+    ask = guided(lambda x_t, t, words: prior.predict_eps(x_t, t, words, views), text, empty, guidance_scale)
+    for now, then in zip(times[:-1], times[1:], strict=True):
+        eps = ask(x, torch.tensor(now))
+        level = abar[then] if then > 0 else torch.ones(())
+        x = ddim_step(x, convert(eps, x, abar[now], "eps", "x0"), eps, abar[now], level)
+    return prior.decode(x)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Stage 2. steps: of Adam; views: pictures a target is drawn of, from new directions each time; every: steps for each
+    target; strength: share of the schedule that is noised, at the first and the last step; denoise: steps of DDIM for each
+    target; lr: of the texture; elevations: range of the cameras, degrees; supersample: rays per pixel and side."""
+
+    steps: int = 60
+    views: int = 16
+    every: int = 30
+    strength: tuple[float, float] = (0.5, 0.25)
+    denoise: int = 5
+    guidance_scale: float = 5.0
+    lr: float = 0.02
+    elevations: tuple[float, float] = (-10.0, 60.0)
+    supersample: int = 3
+
+    def __post_init__(self):
+        for name in ("steps", "views", "every", "denoise", "supersample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted >= 1")
+        if not all(0 < s < 1 for s in self.strength):
+            raise ValueError(f"strength: got {self.strength}, wanted two numbers between 0 and 1")
+
+
+def refine(prior: Prior, caption: str, mesh: Mesh, texture: Tensor, config: RefineConfig = RefineConfig(), size: int = 64,
+           generator: torch.Generator | None = None, progress: bool = True) -> Tensor:
+    """Stage 2: the texture (S, S, 3) of `mesh` after `steps` steps towards denoised renders; the geometry stays."""
+    c, prompts, device = config, ViewPrompts(prior, caption), prior.device
+    texture = texture.clone().to(device).requires_grad_()
+    adam = torch.optim.Adam([texture], lr=c.lr)
+    for step in tqdm(range(c.steps), desc="refine", leave=False, **({} if progress else {"disable": True})):
+        if step % c.every == 0:
+            share = step / max(1, c.steps - 1)
+            start = round((c.strength[0] + (c.strength[1] - c.strength[0]) * share) * (len(prior.alphas_cumprod) - 1))
+            azimuths = (360 * torch.rand(c.views, generator=generator)).tolist()
+            low, high = c.elevations
+            elevations = (low + (high - low) * torch.rand(c.views, generator=generator)).tolist()
+            cameras = Cameras.orbit(c.views, azimuth=azimuths, elevation=elevations, width=size, height=size)
+            rays = texture_rays(mesh, cameras, c.supersample).to(device)
+            background = torch.rand(3, generator=generator).to(device)
+            with torch.no_grad():
+                seen = render_texture(texture, rays, background)[0]
+            target = denoised(prior, seen, prompts(azimuths, elevations), start, c.denoise, c.guidance_scale, generator)
+            target = (seen + target - prior.decode(prior.encode_image(seen))).clamp(0, 1)
+        loss = (render_texture(texture, rays, background)[0] - target).square().mean()
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            texture.clamp_(0, 1)
+    return texture.detach()
