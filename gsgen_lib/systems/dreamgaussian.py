@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gsgen_lib.diffusion import guided
 from gsgen_lib.raster import rasterize

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.diffusion import convert, ddim_step, guided, q_sample
