@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from gsgen_lib.diffusion.ema import EMA
 
-__all__ = ["TrainConfig", "TrainResult", "learning_rate", "seeded", "step_generator", "train"]
+__all__ = ["TrainConfig", "TrainResult", "learning_rate", "load_state", "save_state", "seeded", "step_generator", "train"]
 
 FREE = ("steps", "checkpoint_every", "final_lr", "precision")  # may change when a training is resumed
 
@@ -207,12 +207,36 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     return TrainResult(step, spent + time.perf_counter() - started, log, ema)
 
 
+def save_state(path: Path, state: dict) -> None:
+    """Write tensors, numbers, texts, lists and dicts; renamed into place, so that an interruption leaves the old file."""
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def load_state(path: Path, names: tuple[str, ...], device="cpu") -> dict:
+    """What `save_state` wrote, never unpickled; ValueError for a damaged file, or where one of `names` is missing.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state(Path(folder) / "x.pt", {"step": 3})
+    ...     load_state(Path(folder) / "x.pt", ("step",))
+    {'step': 3}
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        missing = [name for name in names if name not in state]
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    if missing:
+        raise ValueError(f"{path}: damaged (without {missing[0]!r}); delete it to start again")
+    return state
+
+
 def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
     """One file, renamed into place, so that an interruption leaves the last whole checkpoint."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "ema": ema.state_dict(),
              "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log}
-    torch.save(state, folder / "checkpoint.part")
-    os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")
+    save_state(folder / "checkpoint.pt", state)
     text = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "log.part").write_text(text, encoding="utf-8")
     os.replace(folder / "log.part", folder / "log.jsonl")
@@ -220,11 +244,8 @@ def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
 
 def _resume(path: Path, model, ema, optimizer, config) -> tuple[int, float, list]:
     """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log)."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved, step = state["config"], state["step"]
-    except Exception as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    state = load_state(path, ("config", "step"))
+    saved, step = state["config"], state["step"]
     wanted = asdict(config)
     different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
     if different:

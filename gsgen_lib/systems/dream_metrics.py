@@ -1,6 +1,5 @@
-"""Is a generated object what was asked for, from all sides? Its renders, asked of the prompt scorer.
+"""Is a generated object what was asked for, from all sides? Its renders, asked of the prompt scorer (see `prior_metrics.top1`).
 
-    top1          share of renders from 8 azimuths whose own caption the judge ranks first among 50
     fronts        in how large a share of 24 azimuths the judge sees a front: of those within 30 degrees of the front (`hits`:
                   an object without any front has none), of those 60 degrees and more away (`false`: Janus), and of all;
                   and how much front and back differ to its eye (`contrast`: none for an object with two fronts, or two backs)
@@ -44,18 +43,9 @@ def true_toy(caption: str, generator: np.random.Generator, cameras: Cameras) -> 
 
 
 @torch.no_grad()
-def top1(judge: Scorer, pictures: Tensor, caption: str, rivals: list[str]) -> float:
-    """Share of pictures (V, H, W, 3) that fit their caption better than every rival. A tie is a loss."""
-    if caption in rivals or not rivals:
-        raise ValueError(f"rivals: got {len(rivals)} captions, {'the own one among them' if rivals else ''}, wanted others only")
-    scores = judge.similarity(pictures, [caption, *rivals])  # (V, 1 + R)
-    return (scores[:, 0] > scores[:, 1:].amax(1)).float().mean().item()
-
-
-@torch.no_grad()
 def caption_score(judge: Scorer, pictures: Tensor, caption: str) -> float:
     """Mean cosine between pictures (V, H, W, 3) and their caption."""
-    return judge.similarity(pictures, [caption]).mean().item()
+    return (judge.embed_mirrored(pictures) @ judge.embed_prompts([caption]).T).mean().item()
 
 
 @torch.no_grad()

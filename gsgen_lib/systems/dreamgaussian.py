@@ -27,21 +27,22 @@ alike from all sides.
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.diffusion import guided
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.fitting import NAMES, densify_and_prune, to_raw, to_scene
+from gsgen_lib.systems.fitting import NAMES, FitResult, densify_and_prune, raw_and_adam, to_scene
 from gsgen_lib.systems.prior import Prior, set_prompts
 from gsgen_lib.systems.score_distillation import WEIGHTS, ViewPrompts, annealed_time, random_time, sds_loss, view_guided
+from gsgen_lib.training import load_state, save_state
 
 DENSIFY = ("gradient", "random", "none")
 
@@ -85,15 +86,6 @@ class DreamConfig:
     max_gaussians: int = 4000
 
 
-@dataclass
-class DreamResult:
-    """gaussians: the scene (detached); log: one dict per step; snapshots: [(step, Gaussians)]."""
-
-    gaussians: Gaussians
-    log: list[dict] = field(default_factory=list)
-    snapshots: list[tuple[int, Gaussians]] = field(default_factory=list)
-
-
 def ball(n: int, radius: float, generator: torch.Generator | None = None) -> Gaussians:
     """n >= 4 grey Gaussians, uniform in a ball, opacity 0.1, as large as the distance to their neighbours.
 
@@ -109,7 +101,7 @@ def ball(n: int, radius: float, generator: torch.Generator | None = None) -> Gau
 
 def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init: Gaussians | None = None,
           picture: Tensor | None = None, elevation: float = 15.0, generator: torch.Generator | None = None,
-          folder: str | Path | None = None, snapshot_every: int = 0, progress: bool = True) -> DreamResult:
+          folder: str | Path | None = None, snapshot_every: int = 0, progress: bool = True) -> FitResult:
     """Stage 1: distil the prior into Gaussians that look like `caption` from all sides.
 
     caption: without view word; init: Gaussians to start from instead of a ball; picture: (H, W, 4) in [0, 1], straight
@@ -136,11 +128,9 @@ def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init:
     scene = (ball(c.init, c.radius, generator) if init is None else init.detach().to(torch.float32)).to(device)
     if scene.num > c.max_gaussians:
         raise ValueError(f"init: got {scene.num} Gaussians, wanted at most config.max_gaussians = {c.max_gaussians}")
-    raw = {k: v.clone().requires_grad_() for k, v in to_raw(scene).items()}
-    rates = dict(means=c.lr_means, quats=c.lr_quats, scales=c.lr_scales, opacities=c.lr_opacities, colors=c.lr_colors)
-    adam = torch.optim.Adam([dict(params=[raw[k]], lr=rates[k], name=k) for k in NAMES], eps=1e-15)
+    raw, adam = raw_and_adam(scene, c)
     pull, seen = (torch.zeros(scene.num, device=device) for _ in range(2))  # sum of 2D gradients, and of views
-    result, first = DreamResult(scene), 0
+    result, first = FitResult(scene), 0
     path = None if folder is None else Path(folder) / "dream.pt"
     if path is not None and path.is_file():
         first, raw, pull, seen, result.log = _resume(path, run, adam, generator, device)
@@ -219,9 +209,8 @@ def _reference_loss(raw, picture: Tensor, elevation: float, background: Tensor, 
     height, width, _ = picture.shape
     camera = Cameras.orbit(1, elevation=elevation, width=width, height=height).to(picture.device)
     out = rasterize(to_scene(raw), camera, background)
-    rgb, mask = picture[..., :3], picture[..., 3:]
-    target = rgb * mask + background * (1 - mask)
-    return c.weight_rgb * (out.rgb[0] - target).square().mean() + c.weight_mask * (out.alpha[0] - mask).square().mean()
+    off = out.rgb[0] - on_background(picture, background)
+    return c.weight_rgb * off.square().mean() + c.weight_mask * (out.alpha[0] - picture[..., 3:]).square().mean()
 
 
 # ---- keeping a run -------------------------------------------------------------------------------------------------
@@ -231,8 +220,7 @@ def _save(path: Path, run: dict, step: int, raw, adam, pull, seen, generator, lo
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"run": run, "step": step, "raw": {k: v.detach() for k, v in raw.items()}, "adam": adam.state_dict(),
              "pull": pull, "seen": seen, "generator": generator.get_state(), "log": log}
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    save_state(path, state)
 
 
 def _digest(*tensors) -> str | None:
@@ -251,11 +239,8 @@ def _fingerprint(prior) -> str:
 
 def _resume(path: Path, run: dict, adam, generator, device):
     """(step, raw, pull, seen, log) of an interrupted run; Adam and the generator are set."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        saved = state["run"]
-    except Exception as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    state = load_state(path, ("run", "step", "raw", "adam", "pull", "seen", "generator", "log"), device)
+    saved = state["run"]
     different = [k for k in run if saved.get(k) != run[k]]
     if different:
         name = different[0]

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.glb import save_glb
 from gsgen_lib.data.meshes import Material, Mesh
 from gsgen_lib.data.objects import list_objects
@@ -171,8 +172,8 @@ def guess_caption(picture: Tensor, scorer) -> str:
     """The toy or training object whose caption the prompt scorer finds nearest to a picture (H, W, 4)."""
     captions = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {n}" for c in COLORS for n in NOUNS]
     captions += sorted({meta["caption"] for meta in list_objects("train")})
-    white = picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
-    return captions[int(scorer.similarity(white[None], captions)[0].argmax())]
+    white = on_background(picture, picture.new_ones(3))
+    return captions[int((scorer.embed_mirrored(white[None]) @ scorer.embed_prompts(captions).T).argmax())]
 
 
 def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path = Path("runs/dreamgaussian"), seed: int = 0,
@@ -185,6 +186,7 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
     name, a pipeline folder or a Stable Diffusion of the hub; device: "cpu" keeps off the GPU.
     """
     from gsgen_lib.systems.prompt_scorer import load_scorer
+    from gsgen_lib.viz.animations import save_animation
 
     if not prompt and image is None:
         raise ValueError("prompt, image: got neither")
@@ -212,7 +214,7 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
     second = time.perf_counter() - start - first
     ring = around(24)
     both = rasterize(scene, ring, (1.0, 1.0, 1.0)).rgb.clamp(0, 1), render_mesh_at(final, ring)  # (24, H, W, 3) each
-    save_gif(torch.cat(both, 2), out / "turntable.gif")
+    save_animation(torch.cat(both, 2), out / "turntable.gif", seconds=2.4)
     cosines = {name: round(caption_score(judge, x, prompt), 3) for name, x in zip(("gaussians", "mesh"), both, strict=True)}
     card = {"prompt": prompt, "image": str(image) if image else None, "seed": seed, "prior": painter.name,
             "seconds": {"gaussians": round(first, 1), "mesh and texture": round(second, 1)},
@@ -221,11 +223,3 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(f"{out}: {card['gaussians']} Gaussians in {first:.0f} s, {card['triangles']} triangles in {second:.0f} s more")
     return card
-
-
-def save_gif(pictures: Tensor, path: str | Path, seconds: float = 2.4) -> None:
-    """Pictures (T, H, W, 3) in [0, 1] as one turn that repeats."""
-    from PIL import Image
-
-    frames = [Image.fromarray(x) for x in (255 * pictures.clamp(0, 1)).round().byte().cpu().numpy()]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds / len(frames)), loop=0)

@@ -111,9 +111,7 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
         raise ValueError(f"init: got batch {scene.batch_shape}, SH degree {scene.sh_degree}, wanted one scene with RGB colors")
     if not 1 <= scene.num <= c.max_gaussians:
         raise ValueError(f"init: got {scene.num} Gaussians, wanted 1 to config.max_gaussians = {c.max_gaussians}")
-    raw = {k: v.clone().requires_grad_() for k, v in to_raw(scene).items()}
-    rates = dict(means=c.lr_means, quats=c.lr_quats, scales=c.lr_scales, opacities=c.lr_opacities, colors=c.lr_colors)
-    adam = torch.optim.Adam([dict(params=[raw[k]], lr=rates[k], name=k) for k in NAMES], eps=1e-15)
+    raw, adam = raw_and_adam(scene, c)
     pull, seen = (torch.zeros(scene.num, device=device) for _ in range(2))  # sum of 2D gradients, and of views
     result = FitResult(scene)
 
@@ -143,6 +141,12 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
             result.snapshots.append((step + 1, to_scene(raw).detach()))
     result.gaussians = to_scene(raw).detach()
     return result
+
+
+def raw_and_adam(scene: Gaussians, c: FitConfig) -> tuple[dict[str, Tensor], torch.optim.Adam]:
+    """The numbers of a scene as leaf tensors, and an optimiser with a rate for each kind (c.lr_means, c.lr_quats, ...)."""
+    raw = {k: v.clone().requires_grad_() for k, v in to_raw(scene).items()}
+    return raw, torch.optim.Adam([dict(params=[raw[k]], lr=getattr(c, f"lr_{k}"), name=k) for k in NAMES], eps=1e-15)
 
 
 def to_scene(raw: dict[str, Tensor]) -> Gaussians:

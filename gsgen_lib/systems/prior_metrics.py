@@ -95,6 +95,15 @@ def picture_scores(pictures: Tensor, asked: Asked, judge: Scorer, seed: int = 0)
 
 
 @torch.no_grad()
+def top1(judge: Scorer, pictures: Tensor, caption: str, rivals: list[str]) -> float:
+    """Share of pictures (V, H, W, 3) that fit a caption better than every rival, by `embed_mirrored`. A tie is a loss."""
+    if caption in rivals or not rivals:
+        raise ValueError(f"rivals: got {len(rivals)} captions, {'the own one among them' if rivals else ''}, wanted others only")
+    scores = judge.embed_mirrored(pictures) @ judge.embed_prompts([caption, *rivals]).T  # (V, 1 + R)
+    return (scores[:, 0] > scores[:, 1:].amax(1)).float().mean().item()
+
+
+@torch.no_grad()
 def nearest_first(judge: Scorer, picture: Tensor, caption: str, seed: int = 0, others: int = 6) -> bool:
     """Whether a picture (H, W, 3) fits a toy's caption better than `others` captions that differ from it in one attribute.
     A tie is a loss."""
@@ -102,5 +111,4 @@ def nearest_first(judge: Scorer, picture: Tensor, caption: str, seed: int = 0, o
     while len(wrong) < others:
         new = one_attribute_changed(caption, generator, split="all")
         wrong += [new] if new not in wrong else []
-    scores = (judge.embed_mirrored(picture[None]) @ judge.embed_prompts([caption, *wrong]).T)[0]
-    return bool(scores[0] > scores[1:].max())
+    return top1(judge, picture[None], caption, wrong) == 1

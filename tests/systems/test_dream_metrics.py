@@ -8,7 +8,8 @@ import torch
 
 from gsgen_lib.data.captioned_views import VIEW_WORDS
 from gsgen_lib.data.toys import heldout_combinations, parse_caption
-from gsgen_lib.systems.dream_metrics import around, caption_score, clipped, fronts, prompts_24, saturation, sharpness, top1, true_toy
+from gsgen_lib.systems.dream_metrics import around, caption_score, clipped, fronts, prompts_24, saturation, sharpness, true_toy
+from gsgen_lib.systems.prior_metrics import top1
 from gsgen_lib.systems.prompt_scorer import Scorer, load_scorer
 
 
