@@ -18,6 +18,8 @@ share is 70 % sets and 30 % single pictures).
 
 Stage 4, the decoder alone, to be sharp, and patient with latents that are not quite clean: `autoencoder_training`.
 
+Stage 5, the U-Net again, so that samples show the view that is named: `prior_reward`.
+
 Latents are made once, each view on `COPIES` backgrounds: what the encoder costs is paid once. Everything is resumable.
 Taught in notebook 02.
 """
@@ -57,17 +59,21 @@ from gsgen_lib.systems.prior_networks import (
     make_text_encoder,
     make_unet,
 )
+from gsgen_lib.systems.prior_reward import train_reward, train_view_classifier
 from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, token_memory
 from gsgen_lib.systems.scorer_training import both_losses, contrastive_batches, prompt_tokenizer
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
-                 decoder=120, text=dict(steps=40, batch=8), steps=300, batch=16),
+                 decoder=120, text=dict(steps=40, batch=8), steps=300, batch=16, view=dict(steps=60, batch=32),
+                 reward=dict(steps=5, batch=4)),
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
-                decoder=4500, text=dict(steps=2000, batch=64), steps=50000, batch=16),
+                decoder=4500, text=dict(steps=2000, batch=64), steps=50000, batch=16, view=dict(steps=3500, batch=96),
+                reward=dict(steps=500, batch=8)),
     "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
-                decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256),
+                decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256, view=dict(steps=4000, batch=256),
+                reward=dict(steps=500, batch=64)),
 }
 TOY_SEED = 1_000_000
 SETS, DROP, COPIES = 0.3, 0.1, 3
@@ -112,11 +118,9 @@ def train_text_encoder(views: CaptionedViews, tokenizer, folder: Path, steps: in
 # ---- stage 3 -------------------------------------------------------------------------------------------------------
 
 
-def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, tokenizer, folder: Path, steps: int, batch: int,
-                    seed: int, minutes=None, device=None, sheet=None):
-    """Stage 3: train `model` in place on latents (M, copies, C, h, w) of the views; returns the training's result."""
+def diffusion_task(views: CaptionedViews, latents: Tensor, tokens, batch: int):
+    """What stages 3 and 5 learn from latents (M, copies, C, h, w) of the views: draw_batch and loss_fn of `train`."""
     alphas_cumprod = make_scheduler().alphas_cumprod.float()
-    tokens = token_memory(tokenizer)
 
     def draw_batch(generator):
         together = bool(torch.rand(1, generator=generator) < SETS)
@@ -139,6 +143,13 @@ def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, 
         prediction = network(q_sample(z, eps, abar), t.to(z.device), ids, count)
         return F.mse_loss(prediction.float(), velocity(z, eps, abar))
 
+    return draw_batch, loss_fn
+
+
+def train_diffusion(views: CaptionedViews, latents: Tensor, model: TextAndUNet, tokenizer, folder: Path, steps: int, batch: int,
+                    seed: int, minutes=None, device=None, sheet=None):
+    """Stage 3: train `model` in place; returns the training's result."""
+    draw_batch, loss_fn = diffusion_task(views, latents, token_memory(tokenizer), batch)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=min(500, steps // 4), weight_decay=0.01, ema_decay=0.9995,
                          checkpoint_every=500, seed=seed)
     return train(model, loss_fn, draw_batch, config, folder, sheet, minutes, device)
@@ -200,14 +211,26 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
     if last.step < p["decoder"]:
         print(f"decoder: step {last.step} of {p['decoder']}; call again to go on")
         return {}
+    teacher, fifth = train_view_classifier(views, latents, text_encoder, token_memory(tokenizer), out / "view_classifier",
+                                           **p["view"], seed=seed, minutes=minutes, device=device)
+    if fifth.step < p["view"]["steps"]:
+        print(f"view classifier: step {fifth.step} of {p['view']['steps']}; call again to go on")
+        return {}
+    task = diffusion_task(views, latents, token_memory(tokenizer), p["reward"]["batch"])
+    sixth = train_reward(model, teacher, latents, token_memory(tokenizer), task, out / "view_reward", **p["reward"], seed=seed,
+                         minutes=minutes, device=device)
+    if sixth.step < p["reward"]["steps"]:
+        print(f"view reward: step {sixth.step} of {p['reward']['steps']}; call again to go on")
+        return {}
     pipeline = as_pipeline(model, vae, tokenizer)
-    hours = round(sum(stage.seconds for stage in (first, second, third, last)) / 3600, 2)
+    stages = {"autoencoder": first, "text encoder": second, "diffusion": third, "decoder": last, "view classifier": fifth,
+              "view reward": sixth}
+    hours = round(sum(stage.seconds for stage in stages.values()) / 3600, 2)
     facts = {"name": "prior", "command": f"gsgen train prior --preset {preset}" + (f" --steps {steps}" if steps else ""),
              "seed": seed, "hours": hours,
-             "steps": {"autoencoder": first.step, "text encoder": second.step, "diffusion": third.step, "decoder": last.step},
+             "steps": {name: stage.step for name, stage in stages.items()},
              "seconds_in_all": round(time.perf_counter() - start),
-             "loss": {name: stage.log[-1]["loss"] for name, stage in
-                      (("autoencoder", first), ("text encoder", second), ("diffusion", third), ("decoder", last)) if stage.log}}
+             "loss": {name: stage.log[-1]["loss"] for name, stage in stages.items() if stage.log}}
     card = save_prior(pipeline, out / "model", facts)
     if preset != "tiny" and (pretrained.folder_of("prompt_scorer") / "card.json").is_file():  # of the files, in half precision
         card = pretrained.write_card(out / "model", card | {"metrics": card_metrics(load_prior(out / "model"), seed)})

@@ -7,7 +7,8 @@ The shape stays; only texels move. Every few steps new cameras are drawn, and fo
     loss   = | render(texture) - target |^2                                            in pixels, no score distillation
 
 t_s falls, so that late targets keep more of what is there. There are few rounds of many views: repainting what was repainted,
-again and again, grows speckles. DreamGaussian takes decode(z_0) itself for a target. Our small autoencoder blurs what
+again and again, grows speckles. So do texels that are finer than pixels, each with a step of Adam of its own: gradients are
+smoothed in the texture first. DreamGaussian takes decode(z_0) itself for a target. Our small autoencoder blurs what
 goes through it; in the difference of two pictures that both did, the blur is gone. Taught in notebook 04. Source:
 DreamGaussian (2309.16653), section 3.3.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,6 +51,19 @@ def denoised(prior: Prior, pictures: Tensor, text: Tensor, start: int, steps: in
     return prior.decode(x)
 
 
+def smoothed(gradient: Tensor) -> Tensor:
+    """Each texel of a gradient (S, S, 3) shares with its neighbours: two means over 3 x 3, that is weights 1 2 3 2 1 along
+    rows and columns. (One mean alone would turn the sign of fine stripes, and Adam would climb along them.)
+
+    >>> smoothed(torch.eye(5)[..., None])[2, 2, 0] * 81  # 3 * 3 + 2 * 2 * 2 + 2 * 1
+    tensor(19.)
+    """
+    g = gradient.movedim(-1, 0)[None]  # (1, 3, S, S)
+    for _ in range(2):
+        g = F.avg_pool2d(g, 3, 1, 1, count_include_pad=False)
+    return g[0].movedim(0, -1).contiguous()
+
+
 @dataclass(frozen=True)
 class RefineConfig:
     """Stage 2. steps: of Adam; views: pictures a target is drawn of, from new directions each time; every: steps for each
@@ -58,9 +73,9 @@ class RefineConfig:
     steps: int = 60
     views: int = 16
     every: int = 30
-    strength: tuple[float, float] = (0.5, 0.25)
+    strength: tuple[float, float] = (0.35, 0.2)
     denoise: int = 5
-    guidance_scale: float = 5.0
+    guidance_scale: float = 3.0
     lr: float = 0.02
     elevations: tuple[float, float] = (-10.0, 60.0)
     supersample: int = 3
@@ -96,6 +111,7 @@ def refine(prior: Prior, caption: str, mesh: Mesh, texture: Tensor, config: Refi
         loss = (render_texture(texture, rays, background)[0] - target).square().mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
+        texture.grad = smoothed(texture.grad)
         adam.step()
         with torch.no_grad():
             texture.clamp_(0, 1)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RASTER, SCENE, DIFFUSION = "tests/raster/test_raster.py", "tests/scene/test_scene.py", "tests/diffusion/test_diffusion.py"
 SCORER, PRIOR = "tests/systems/test_prompt_scorer.py", "tests/systems/test_prior.py"
 SDS, DREAM, MESH = "tests/systems/test_score_distillation.py", "tests/systems/test_dreamgaussian.py", "tests/mesh/test_mesh.py"
+REWARD = "tests/systems/test_prior_reward.py"
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -96,6 +97,12 @@ BUGS = {
     "one half of the density's exponent": ("mesh.py", "torch.exp(-0.5 * white.square().sum(-1))", "torch.exp(-white.square().sum(-1))",
                                            f"{MESH}::test_blocked_field_equals_brute_force_in_double_precision[16]"),
     "texture upside down": ("mesh.py", "1 - uv[..., 1] * 2], -1)", "uv[..., 1] * 2 - 1], -1)", f"{MESH}::test_rendering_a_texture_shows_it"),
+    "one mean instead of two smooths a texture": ("systems/texture_refinement.py", "for _ in range(2):", "for _ in range(1):",
+                                                  f"{DREAM}::test_smoothing_turns_no_stripes_around"),
+    "reward through the first steps": ("systems/prior_reward.py", "i >= steps - through", "i < through",
+                                       f"{REWARD}::test_the_gradient_flows_through_the_last_steps_only[3]"),
+    "reward without guidance": ("systems/prior_reward.py", "v, a = guide(u, c, guidance_scale)", "v, a = guide(u, c, 1.0)",
+                                f"{REWARD}::test_it_draws_what_the_sampler_draws"),
     "velocity sign": ("diffusion/gaussian.py", "return q_sample(eps, -x0, abar)", "return q_sample(eps, x0, abar)",
                       f"{DIFFUSION}::test_velocity_is_the_derivative_along_the_rotation"),
 }

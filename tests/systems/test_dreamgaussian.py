@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems import dreamgaussian
 from gsgen_lib.systems.dreamgaussian import DreamConfig, ball, directions, dream
 from gsgen_lib.systems.score_distillation import ViewPrompts
-from gsgen_lib.systems.texture_refinement import RefineConfig, denoised, refine
+from gsgen_lib.systems.texture_refinement import RefineConfig, denoised, refine, smoothed
 
 GREEN = torch.tensor([0.1, 0.8, 0.2])
 
@@ -241,6 +242,17 @@ def test_refining_moves_seen_texels_to_the_target_and_no_others():
     assert (colors[below] == 0.5).all(1).float().mean() > 0.95  # but for texels at the rim of a seen chart
     again = refine(OneColour(), "a thing", mesh, grey, config, 48, gen(), progress=False)
     assert torch.equal(again, out)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 6, 8])
+def test_smoothing_turns_no_stripes_around(period):
+    """What is smoothed still points along the gradient. Control: one mean over three turns stripes of two texels around."""
+    phase = 2 * torch.pi * torch.arange(48) / period
+    stripes = torch.cos(phase)[:, None, None].expand(48, 48, 3).contiguous()
+    inner = (stripes * smoothed(stripes))[8:40, 8:40].mean() / stripes.square().mean()
+    assert inner == pytest.approx((1 / 3 + 2 / 3 * np.cos(2 * np.pi / period)) ** 2, abs=0.03)
+    once = torch.nn.functional.avg_pool2d(stripes.movedim(-1, 0)[None], 3, 1, 1)[0].movedim(0, -1)
+    assert ((stripes * once)[8:40, 8:40].mean() < -0.01) == (period == 2)
 
 
 @pytest.mark.parametrize("change,message", [

@@ -106,7 +106,8 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(trained):
     assert card["command"] == "gsgen train prior --preset tiny"
     tiny = prior_training.PRESETS["tiny"]
     assert card["steps"] == {"autoencoder": tiny["vae"]["steps"], "text encoder": tiny["text"]["steps"],
-                             "diffusion": tiny["steps"], "decoder": tiny["decoder"]}
+                             "diffusion": tiny["steps"], "decoder": tiny["decoder"], "view classifier": tiny["view"]["steps"],
+                             "view reward": tiny["reward"]["steps"]}
     prior = load_prior(folder / "model")
     assert prior.prediction == "v" and prior.alphas_cumprod[-1] == 0  # zero terminal SNR
     a = prior.sample(["a red mug, front view"] * 2, 2, generator=gen())
