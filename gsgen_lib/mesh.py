@@ -7,15 +7,15 @@ define a density, and its level set is a surface:
 
 evaluated on a grid in blocks, each with only the Gaussians that reach it (`density_field`). Marching cubes gives
 triangles; specks are dropped and the rest simplified (`extract_mesh`); xatlas cuts the surface into charts that lie flat
-in a texture (`unwrap`); each texel then takes its colour from the views that see it well, weighted by the cosine
-between surface and ray (`bake_texture`).
+in a texture (`unwrap`); each texel then takes its colour from the views that see it well, weighted by the squared
+cosine between surface and ray (`bake_texture`).
 
 A ray meets the fixed mesh at fixed texture coordinates, so a picture is an affine function of the texture:
 
     C(pixel) = mean over rays of bilinear(texture, uv(ray)), or background;     alpha = share of rays that hit
 
 `texture_rays` finds uv once for each camera, `render_texture` reads the texture there: no gradient reaches the
-geometry. Taught in notebook 04. Source: DreamGaussian (2309.16653), section 3.3 and its released code for constants.
+geometry. Taught in notebook 04. Source: DreamGaussian (2309.16653), sections 3.2, 3.3 and its released code.
 """
 
 from __future__ import annotations

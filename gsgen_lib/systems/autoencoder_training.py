@@ -10,8 +10,8 @@ with the mean over pixels and channels, and the KL a sum over a picture's latent
 `scaling_factor` = 1 / std of the latents, so that diffusion sees unit variance.
 
 Stage 4 (2 and 3 are in `prior_training`), the decoder alone. Where the latents leave something open, the mean error is smallest
-for the average of all pictures they could mean: a blur. So a second network looks at patches and says real or made, and the
-decoder is also paid for being taken for real (hinge loss; d sees patches of 22 x 22 pixels):
+for a compromise of all pictures they could mean, each pixel's median: a blur. So a second network looks at patches and says real
+or made, and the decoder is also paid for being taken for real (hinge loss; d sees patches of 22 x 22 pixels):
 
     decoder         mean |x - D(z)| + `PERCEPTUAL` LPIPS(x, D(z)) - `ADVERSARIAL` mean d(D(z))
     discriminator   mean max(0, 1 - d(x)) + mean max(0, 1 + d(D(z)))

@@ -5,8 +5,8 @@ Gaussians in a ball are rendered from random directions; score distillation move
     x = render(theta, camera) on a random plain background,   z = encode(x)
     gradient on z: w(t) (eps_hat(z_t, t, caption + view) - eps),   t falls from noisy to clean
 
-    every `densify_every` steps: the Gaussians whose 2D means that gradient pulls hardest are cloned or split,
-    transparent ones removed. The threshold is a quantile: its size depends on guidance and loss.
+    every `densify_every` steps: the Gaussians whose 2D means the gradient of the whole loss pulls hardest are cloned or
+    split, transparent ones removed. The threshold is a quantile: its size depends on guidance and loss.
 
 Gaussians like to become fog: a veil that suits any background. So each ray shall be stopped wholly or not at all:
 

@@ -7,13 +7,13 @@ right in more than 90 %. So that classifier becomes the teacher:
     f(z + noise, caption) -> front, side, back or overhead view                       learned from the training latents
 
 Draw latents z_0 as a sampler does, DDIM with guidance, and let the gradient of f's cross entropy flow back through the last
-`THROUGH` of `DRAWN` steps into the U-Net (DRaFT-K, 2309.17400, section 3.2):
+`THROUGH` of `DRAWN` steps into the U-Net (DRaFT-K, 2309.17400):
 
     loss = |v_theta(z_t, t, text) - v|^2  +  `REWARD` CE( f(z_0 + noise, caption), word )
 
 The first term, on the training latents as in stage 3, keeps what was learned. Captions of the second are drawn anew from the
-training combinations, and half of the words from front and back, which are the hard ones. The classifier sees no picture of the
-judge that measures the prior, and the judge none of this. Taught in notebook 02.
+training combinations; three quarters of the words are front and back, which are the hard ones. The classifier sees no picture of
+the judge that measures the prior, and the judge none of this. Taught in notebook 02.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def train_reward(model: TextAndUNet, teacher: ViewClassifier, latents: Tensor, t
         attributes = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         families = torch.randint(len(NOUNS), (batch,), generator=generator)
         captions = [make_caption(*sample_attributes(attributes, NOUNS[int(f)], "train")) for f in families]
-        hard = torch.rand(batch, generator=generator) < 0.5  # front and back are places 0 and 2
+        hard = torch.rand(batch, generator=generator) < 0.5  # then front or back, places 0 and 2; else any of the four
         words = torch.where(hard, 2 * torch.randint(2, (batch,), generator=generator),
                             torch.randint(4, (batch,), generator=generator))
         prompts = [f"{c}, {VIEW_WORDS[int(w)]}" for c, w in zip(captions, words, strict=True)]

@@ -10,8 +10,8 @@ out, so this is not the gradient of |eps_hat - eps|^2. As a loss with exactly th
 
     target = x - grad_x, held fixed,      loss = |x - target|^2 / (2 B)
 
-Averaged over eps, a step along -grad_x climbs the density of noised data: it seeks modes, where sampling covers them. t is drawn
-at random (`random_time`), or falls from noisy to clean (`annealed_time`), so that form comes first and detail last.
+Averaged over eps, a step along -grad_x climbs the mean log density of noised data: it seeks modes, where sampling covers them. t
+is drawn at random (`random_time`), or falls from noisy to clean (`annealed_time`): form comes first and detail last.
 
 ISM asks for less: invert x without randomness to x_s (DDIM, no caption), go one more step to x_t, and compare what
 the network says with the caption at t to what it said without at s:
@@ -25,7 +25,7 @@ makes all words louder at once. The view word alone is made louder by the differ
     eps_hat = eps(empty) + s (eps(text) - eps(empty)) + a (eps(text) - eps(other views))              `view_guided`
 
 Sources: SDS: DreamFusion (2209.14988) eq. 3, view words section 3.2; annealing: DreamGaussian (2309.16653) section 3.1;
-ISM: LucidDreamer (2311.11284) eq. 16, 17; sets of views: MVDream (2308.16512) section 3.3; other views as negative prompts, there
+ISM: LucidDreamer (2311.11284) eq. 16, 17; sets of views: MVDream (2308.16512) section 3.2; other views as negative prompts, there
 with a projection: Perp-Neg (2304.04968). Taught in notebook 03.
 """
 
@@ -139,7 +139,7 @@ def ism_loss(predict: Callable, plain: Callable, x: Tensor, t: int, interval: in
 
 
 def random_time(count: int, generator: torch.Generator, low: int = 20, high: int = 980) -> Tensor:
-    """`count` steps, uniform in low ... high - 1; (count,) int64.
+    """`count` steps, uniform in low ... high - 1 (the end is left out, as in range); (count,) int64.
 
     >>> random_time(1000, torch.Generator().manual_seed(0)).min() >= 20
     tensor(True)
@@ -162,13 +162,13 @@ def view_shares(azimuth: float, elevation: float, width: float = 30.0) -> list[f
     """How much of each of VIEW_WORDS a direction (degrees) is; they add up to 1.
 
     Between two words there is a band of `width` degrees in which the share goes over linearly; width 0 gives the hard
-    words of `view_word`. ValueError for a width outside 0 ... 90, where bands would overlap.
+    words of `view_word`. ValueError for a width outside 0 ... 60: beyond, the pole itself would not be wholly overhead.
 
     >>> view_shares(0, 0), view_shares(45, 0), view_shares(180, 90)
     ([1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0])
     """
-    if not 0 <= width <= 90:
-        raise ValueError(f"width: got {width}, wanted 0 to 90 degrees")
+    if not 0 <= width <= 60:
+        raise ValueError(f"width: got {width}, wanted 0 to 60 degrees")
 
     def beyond(angle: float, border: float) -> float:
         """0 below the band around the border, 1 above it."""

@@ -67,7 +67,7 @@ def smoothed(gradient: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class RefineConfig:
     """Stage 2. steps: of Adam; views: pictures a target is drawn of, from new directions each time; every: steps for each
-    target; strength: share of the schedule that is noised, at the first and the last step; denoise: steps of DDIM for each
+    target; strength: share of the schedule that is noised, for the first and the last target; denoise: steps of DDIM for each
     target; lr: of the texture; elevations: range of the cameras, degrees; supersample: rays per pixel and side."""
 
     steps: int = 60
@@ -96,7 +96,7 @@ def refine(prior: Prior, caption: str, mesh: Mesh, texture: Tensor, config: Refi
     adam = torch.optim.Adam([texture], lr=c.lr)
     for step in tqdm(range(c.steps), desc="refine", leave=False, **({} if progress else {"disable": True})):
         if step % c.every == 0:
-            share = step / max(1, c.steps - 1)
+            share = step // c.every / max(1, (c.steps - 1) // c.every)  # 0 at the first target, 1 at the last
             start = round((c.strength[0] + (c.strength[1] - c.strength[0]) * share) * (len(prior.alphas_cumprod) - 1))
             azimuths = (360 * torch.rand(c.views, generator=generator)).tolist()
             low, high = c.elevations
