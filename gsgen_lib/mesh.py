@@ -68,6 +68,9 @@ def density_field(gaussians: Gaussians, resolution: int = 96, block: int = 16) -
     """
     if gaussians.batch_shape:
         raise ValueError(f"gaussians: got a batch {gaussians.batch_shape}, wanted one scene")
+    for name in ("means", "quats", "scales", "opacities"):
+        if not bool(torch.isfinite(getattr(gaussians, name)).all()):
+            raise ValueError(f"gaussians: {name} holds numbers that are not finite")
     if resolution < 2 or block < 1:
         raise ValueError(f"resolution, block: got {resolution}, {block}, wanted at least 2 and 1")
     g = gaussians.detach().to("cpu", torch.float32)
@@ -100,8 +103,8 @@ def extract_mesh(field: Tensor, level: float = 1.0, max_faces: int = 20_000,
     """Vertices (Nv, 3) float32 in world units and faces (F, 3) int32 of the surface field = level, normals outwards.
 
     field: (R, R, R) as from `density_field`; a margin of zeros closes the surface at the border of the grid. Pieces
-    with fewer than `keep_share` of the largest piece's faces are dropped; more than `max_faces` faces are simplified.
-    EmptyField where the field never reaches the level.
+    with fewer than `keep_share` of the largest piece's faces are dropped; more than `max_faces` faces are simplified (to a tenth
+    or so the surface stays closed; far below, thin parts tear). EmptyField where the field never reaches the level.
 
     >>> r = torch.stack(torch.meshgrid(*[grid_points(24)] * 3, indexing="ij")).norm(dim=0)
     >>> vertices, faces = extract_mesh(2 - r / 0.3)  # a ball of radius 0.3
@@ -114,6 +117,10 @@ def extract_mesh(field: Tensor, level: float = 1.0, max_faces: int = 20_000,
         raise ValueError(f"field: got shape {tuple(field.shape)}, wanted (R, R, R)")
     if not level > 0:
         raise ValueError(f"level: got {level}, wanted > 0: outside the grid the density is 0")
+    if max_faces < 4 or not 0 <= keep_share <= 1:
+        raise ValueError(f"max_faces, keep_share: got {max_faces}, {keep_share}, wanted at least 4, and 0 to 1")
+    if not bool(torch.isfinite(field).all()):
+        raise ValueError(f"field: got {int((~torch.isfinite(field)).sum())} values that are not finite")
     values = np.pad(field.detach().cpu().numpy(), 1)
     if not values.max() > level:
         raise EmptyField(f"field: its largest density is {values.max():.3g}, below the level {level}: no surface. The "
@@ -122,12 +129,12 @@ def extract_mesh(field: Tensor, level: float = 1.0, max_faces: int = 20_000,
     cell = 2 * HALF / field.shape[0]
     vertices = (vertices - 1 + 0.5) * cell - HALF  # the padding shifted by one cell
     vertices, faces = drop_small_pieces(*drop_cavities(vertices, faces), keep_share)
-    if len(faces) > max_faces:
-        from fast_simplification import simplify
+    for agg in (3, 3, 3, 4, 5, 6, 7):  # a larger one dares more, and can tear holes; one pass may stop before the goal
+        if len(faces) > max_faces:
+            from fast_simplification import simplify
 
-        vertices, faces = simplify(vertices.astype(np.float32), faces.astype(np.int32), 1 - max_faces / len(faces),
-                                   agg=3)  # a larger one is faster, and can tear holes
-        vertices, faces = drop_small_pieces(vertices, faces, keep_share)
+            vertices, faces = simplify(vertices.astype(np.float32), faces.astype(np.int32), 1 - max_faces / len(faces), agg=agg)
+            vertices, faces = drop_small_pieces(vertices, faces, keep_share)
     return vertices.astype(np.float32), faces.astype(np.int32)
 
 

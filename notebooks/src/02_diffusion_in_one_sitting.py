@@ -73,12 +73,12 @@ captions = list(dict.fromkeys(shelf.captions))
 prompts = [f"{caption}, {word}" for word in VIEW_WORDS for caption in captions[:5]]
 drawn = prior.sample(prompts, 20, generator=gen()).cpu()
 viz.compare({word: drawn[5 * k:5 * k + 5] for k, word in enumerate(VIEW_WORDS)},
-            [textwrap.fill(c, 16) for c in captions[:5]], cell=1.05)
+            [textwrap.fill(c, 16) for c in captions[:5]], cell=0.8)
 
 # %% [markdown]
 # **What to notice.** No: each picture is drawn alone, on a random background, as in training. Making the four agree is what the
-# next lessons are about. Form and colours mostly obey. Patterns become blotches, and small things, a face or a door, are often
-# missing, and with them what tells front from back: the network is small and was trained on two CPU cores. How often it obeys is
+# next lessons are about. Form and colours mostly obey. Patterns become blotches, and small things, a face or a door, mere spots
+# of colour: the network is small and was trained on two CPU cores. How often it obeys is
 # counted in section 5.
 #
 # ## 1 · Noise
@@ -459,10 +459,11 @@ for scale, (share, center) in shares.items():
 #
 # ## 5 · A prior of pictures
 #
-# The model of the first picture is the same mathematics with four parts, the parts of Stable Diffusion: an
-# **autoencoder** turns 64 x 64 pixels into 16 x 16 x 4 latents, a **text encoder** reads the prompt, a **U-Net** predicts
-# `v` of the latents, and a **scheduler** holds $\bar\alpha_t$. `load_or_train` took the shipped weights; `gsgen train
-# prior` makes them.
+# The model of the first picture is the same mathematics with four parts, the parts of Stable Diffusion: an **autoencoder**
+# turns 64 x 64 pixels into 16 x 16 x 4 latents, a **text encoder** reads the prompt, a **U-Net** predicts `v` of the latents,
+# and a **scheduler** holds $\bar\alpha_t$. `load_or_train` took the shipped weights; `gsgen train prior` makes them. What tells
+# front from back, a face or a door, is a few latents of 1,024, so a mean error hardly minds it: in a last stage, a classifier
+# of views grades what the sampler draws, and its gradient flows back into the U-Net (DRaFT).
 #
 # What does such a network answer when it is asked once? Take a true render of a held-out toy, noise its latents, and
 # decode the guess $\hat x_0$. Predict: at which $t$ does the guess lose the toy?
@@ -503,7 +504,7 @@ match = {s: scorer.similarity(x.to(DEVICE), captions[:6]).diagonal().mean().item
 print("the caption fits better at 3 than at 0:", match[3] > match[0])
 print("at 50 more than ten times as many values are burnt as at 3:", burnt(by_scale[50]) > 10 * burnt(by_scale[3]))
 labels = [f"scale {s}" if k == 0 else "" for s in by_scale for k in range(6)]
-viz.image_grid(torch.cat([*by_scale.values()]), columns=6, labels=labels, cell=0.86)
+viz.image_grid(torch.cat([*by_scale.values()]), columns=6, labels=labels, cell=0.68)
 
 # %% [markdown]
 # **What to notice.** At 0 you get shapes, some of them toys, but not yours. At 50 shadows burn to black, shapes break, and the
@@ -525,7 +526,7 @@ print(f"true renders recognised: {share['true renders'] >= 0.9}, samples: {share
       f"shuffled captions: {share['samples, shuffled'] >= 0.3}")
 for name, row in read_card(folder_of("prior"))["metrics"].items():
     print(f"{name:<13} caption {row['own_first']:.2f}, view word {row['view_word']:.2f}, among near ones {row['near_first']:.2f}")
-viz.image_grid(samples.cpu(), columns=8, cell=0.72,
+viz.image_grid(samples.cpu(), columns=8, cell=0.6,
                title="own caption first: " + ", ".join(f"{name} {part:.0%}" for name, part in share.items()))
 
 # %% [markdown]
@@ -558,9 +559,9 @@ display(viz.image_grid(torch.cat(twin), columns=4, labels=[f"{s}, {n}" for s in 
 display(widgets.VBox([text, sampler, steps, scale, screen]))
 
 # %% [markdown]
-# **What to notice.** The prompt is only half obeyed: a red thing with white dots, but without a handle to its side, and brown at the
-# rim. DDIM hardly changes after five steps. DDPM draws new noise at every step, so another number of steps ends in other details.
-# After two steps the background is still tinted.
+# **What to notice.** The prompt is only half obeyed: white spots rather than dots, a mug more brown than red, red at its foot,
+# and no handle. DDIM hardly changes after five steps. DDPM draws new noise at every step, so another number of steps ends in
+# other details. After two steps the background is still tinted.
 #
 # ## Exercises
 #
@@ -703,7 +704,8 @@ check(nb02.exercise_4, my_sampler)
 # - Song, Meng, Ermon: Denoising Diffusion Implicit Models, 2021: eq. 12, 16. Salimans, Ho: Progressive Distillation, 2022: v.
 # - Liu, Gong, Liu: Flow Straight and Fast, 2022: eq. 1. Esser et al.: Stable Diffusion 3, 2024: logit-normal times.
 # - Ho, Salimans: Classifier-Free Diffusion Guidance, 2022: eq. 6. Lin et al.: Common Diffusion Noise Schedules ..., 2023:
-#   zero terminal SNR, algorithm 1. Rombach et al.: Latent Diffusion, 2022.
+#   zero terminal SNR, algorithm 1. Rombach et al.: Latent Diffusion, 2022. Clark et al.: Directly Fine-Tuning Diffusion
+#   Models on Differentiable Rewards (DRaFT), 2023.
 #
 # ## Time and memory
 

@@ -283,3 +283,24 @@ def test_the_khronos_validator_finds_no_error(glb, tmp_path):
         pytest.skip("the npm package gltf-validator is neither installed nor to be had")
     issues = json.loads(run.stdout)
     assert issues["numErrors"] == 0 and issues["numWarnings"] == 0, issues
+
+
+@pytest.mark.parametrize("cap", [5000, 500, 100])
+def test_simplifying_reaches_the_number_asked_for(cap):
+    """One pass of the simplifier stops at some thousand faces here."""
+    scene = Gaussians.random(300, generator=torch.Generator().manual_seed(0))
+    faces = extract_mesh(density_field(scene, 48), 0.7, max_faces=cap)[1]
+    assert cap / 2 < len(faces) <= cap
+
+
+def test_numbers_that_are_not_finite_are_named():
+    scene = Gaussians.random(5, generator=torch.Generator().manual_seed(0))
+    scene.scales[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="gaussians: scales holds numbers that are not finite"):
+        density_field(scene, 8)
+    field = torch.ones(4, 4, 4)
+    field[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="field: got 1 values that are not finite"):
+        extract_mesh(field, 0.5)
+    with pytest.raises(ValueError, match="max_faces, keep_share: got 0, 0.05"):
+        extract_mesh(torch.ones(4, 4, 4), 0.5, max_faces=0)
