@@ -15,7 +15,7 @@ part: 1 to 4, or 0 for all. Finished objects are kept in `folder` and not made a
 over prompts in part 3.
 """
 
-import json
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,8 @@ from gsgen_lib.systems.score_distillation import (
     sds_gradient,
     sds_loss,
 )
+from gsgen_lib.systems.texture_refinement import RefineConfig
+from gsgen_lib.training import load_state, save_state
 
 ABAR = alphas_cumprod_of(linear_betas()).double()
 TWO = GaussianMixture(torch.tensor([[-1.0, 0], [1, 0]]).double(), torch.full((2,), 0.2).double(), torch.ones(2).double())
@@ -51,6 +53,11 @@ KINDS = ("all", "hits", "false", "contrast")
 
 def gen(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def digest(*things) -> str:
+    """Eight letters that stand for settings or weights: what was kept of others is not taken."""
+    return hashlib.sha256(repr(things).encode()).hexdigest()[:8]
 
 
 def spread(values) -> str:
@@ -177,9 +184,9 @@ def renders(scene, count: int = 24) -> torch.Tensor:
 
 def one_object(prior, judge, caption: str, rivals: list[str], folder: Path) -> dict:
     """Make one object; its scores, and thumbnails (24, H, W, 3) of the refined mesh and (8, ...) of the Gaussians. Kept."""
-    file, device = folder / (caption.replace(" ", "_") + ".pt"), prior.device
+    file, device = folder / f"{caption.replace(' ', '_')}_{digest(DreamConfig(), RefineConfig())}.pt", prior.device
     if file.is_file():
-        return torch.load(file, weights_only=True)
+        return load_state(file, ("seconds", "thumbnails", "refined_scores"))
     start = time.perf_counter()
     scene = dream(prior, caption, generator=gen(0)).gaussians.to("cpu")
     first = time.perf_counter() - start
@@ -196,7 +203,7 @@ def one_object(prior, judge, caption: str, rivals: list[str], folder: Path) -> d
         found[name + "_scores"] = {"top1": top1(judge, x[::3].to(device), caption, rivals), "sharp": sharpness(x).mean().item(),
                                    "cosine": caption_score(judge, x.to(device), caption), **fronts(judge, x.to(device), caption)}
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(found, file)
+    save_state(file, found)
     return found
 
 
@@ -250,15 +257,15 @@ def objects_part(prior, judge, folder: Path, sheet: Path | None) -> tuple[list, 
 
 def one_ablation(prior, judge, caption: str, seed: int, name: str, config: DreamConfig, folder: Path) -> dict:
     """Scores of one run of stage 1. Kept."""
-    file = folder / f"{caption.replace(' ', '_')}_{seed}_{name}.json"
+    file = folder / f"{caption.replace(' ', '_')}_{seed}_{name}_{digest(config)}.pt"
     if not file.is_file():
         scene = dream(prior, caption, config, generator=gen(seed)).gaussians.to("cpu")
         x = renders(scene).to(prior.device)
         found = {"count": scene.num, "cosine": caption_score(judge, x, caption), "sharp": sharpness(x).mean().item(),
                  **fronts(judge, x, caption)}
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+        save_state(file, found)
+    return load_state(file, ("count", "cosine", "sharp", "contrast"))
 
 
 def ablations_part(prior, judge, folder: Path) -> tuple[list, list]:
@@ -300,8 +307,7 @@ def main(part: int = 0, folder: str = "runs/bench_sds", prior: str = "prior",
         raise ValueError(f"part: got {part}, wanted 0 to 4")
     judge = load_scorer()
     painter = load_prior(prior)
-    place = Path(folder) / (read_card(folder_of("prior"))["sha256"]["unet/diffusion_pytorch_model.safetensors"][:8]
-                            if prior == "prior" else Path(prior).name)
+    place = Path(folder) / digest(read_card(folder_of("prior") if prior == "prior" else Path(prior))["sha256"])
     parts = {1: points_part, 2: lambda: pictures_part(painter, judge),
              3: lambda: objects_part(painter, judge, place / "objects", Path(sheet) if sheet else None),
              4: lambda: ablations_part(painter, judge, place / "ablations")}

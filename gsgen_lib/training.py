@@ -22,10 +22,12 @@ import json
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -208,13 +210,22 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Write tensors, numbers, texts, lists and dicts; renamed into place, so that an interruption leaves the old file."""
-    torch.save(state, path.with_suffix(".part"))
+    """Write tensors, numbers (numpy's too), texts, lists and dicts; renamed into place: an interruption leaves the old file."""
+    torch.save(_plain(state), path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
 
-def load_state(path: Path, names: tuple[str, ...], device="cpu") -> dict:
-    """What `save_state` wrote, never unpickled; ValueError for a damaged file, or where one of `names` is missing.
+def _plain(value):
+    """Numpy numbers and arrays, in dicts, lists and tuples, as Python's: others could be written, but not be read again."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def load_state(path: Path, names: tuple[str, ...]) -> dict:
+    """What `save_state` wrote, on the CPU, never unpickled; ValueError for a damaged file, or where one of `names` is missing.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -223,10 +234,16 @@ def load_state(path: Path, names: tuple[str, ...], device="cpu") -> dict:
     {'step': 3}
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        missing = [name for name in names if name not in state]
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # torch does not compare checksums
+        state = None if wrong else torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    if wrong or not isinstance(state, dict):
+        raise ValueError(f"{path}: damaged ({wrong or type(state).__name__}); delete it to start again")
+    missing = [name for name in names if name not in state]
     if missing:
         raise ValueError(f"{path}: damaged (without {missing[0]!r}); delete it to start again")
     return state
@@ -244,19 +261,25 @@ def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
 
 def _resume(path: Path, model, ema, optimizer, config) -> tuple[int, float, list]:
     """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log)."""
-    state = load_state(path, ("config", "step"))
+    state = load_state(path, ("config", "step", "seconds", "model", "ema", "optimizer", "log"))
     saved, step = state["config"], state["step"]
+    kinds = {"config": dict, "step": int, "seconds": float | int, "model": dict, "ema": dict, "optimizer": dict, "log": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)] or ["step"] * (step < 0)
+    if wrong:
+        raise ValueError(f"{path}: damaged ({wrong[0]} is {state[wrong[0]]!r:.40}); delete it to start again")
     wanted = asdict(config)
     different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
     if different:
         name = different[0]
         raise ValueError(f"{path}: was trained with {name}={saved.get(name)!r}, wanted {wanted[name]!r}; "
                          "take another folder or delete the checkpoint")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        ema.load_state_dict(state["ema"])
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        model.load_state_dict(before)  # nothing half-loaded
         raise ValueError(f"{path}: holds another network than the one given: {str(error)[:200]}") from error
     return step, state["seconds"], state["log"]
 

@@ -27,6 +27,7 @@ alike from all sides.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,13 +150,15 @@ def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init:
                                   c.view_guidance)
         else:
             denoise = guided(ask, text, prompts.empty.expand_as(text), c.guidance_scale)
-        t = torch.tensor(annealed_time(step, c.steps, c.low, c.high) if c.annealed
+        t = torch.tensor(annealed_time(step, c.steps, c.low, c.high, len(prior.alphas_cumprod)) if c.annealed
                          else int(random_time(1, generator, c.low, c.high)))
         eps = torch.randn(z.shape, generator=generator).to(z)
         loss = sds_loss(denoise, z, t, eps, prior.alphas_cumprod, c.weight)
         loss = loss + c.weight_opaque * (out.alpha * (1 - out.alpha)).mean()
         if picture is not None:
             loss = loss + _reference_loss(raw, picture.to(device), elevation, background, c)
+        if not math.isfinite(loss.item()):  # before it reaches the scene, or a checkpoint
+            raise ValueError(f"prior, config: the loss of step {step} (t = {int(t)}) is {loss.item()}, wanted a finite number")
         adam.zero_grad(set_to_none=True)
         loss.backward()
         adam.step()
@@ -232,25 +235,36 @@ def _digest(*tensors) -> str | None:
 
 
 def _fingerprint(prior) -> str:
-    """Name and first weights of a prior: a retrained one is another."""
-    weights = next(iter(prior.unet.parameters())) if hasattr(prior, "unet") else None
-    return f"{getattr(prior, 'name', '')} {_digest(None if weights is None else weights.float())}"
+    """Name, and two sums over each of a prior's weights: a retrained one is another."""
+    parts = [getattr(prior, name) for name in ("unet", "vae", "text_encoder") if hasattr(prior, name)]
+    sums = [torch.stack([p.double().sum(), p.double().square().sum()]).cpu() for part in parts for p in part.parameters()]
+    return f"{getattr(prior, 'name', '')} {_digest(*sums) if sums else None}"
 
 
 def _resume(path: Path, run: dict, adam, generator, device):
     """(step, raw, pull, seen, log) of an interrupted run; Adam and the generator are set."""
-    state = load_state(path, ("run", "step", "raw", "adam", "pull", "seen", "generator", "log"), device)
-    saved = state["run"]
+    state = load_state(path, ("run", "step", "raw", "adam", "pull", "seen", "generator", "log"))
+    saved, raw = state["run"], state["raw"]
+    whole = isinstance(saved, dict) and isinstance(raw, dict) and set(raw) == set(NAMES) and isinstance(state["log"], list)
+    counts = {len(x) for x in (*raw.values(), state["pull"], state["seen"])} if whole else set()
+    if len(counts) != 1 or state["step"] != len(state["log"]):
+        raise ValueError(f"{path}: damaged (its parts do not fit together); delete it to start again")
     different = [k for k in run if saved.get(k) != run[k]]
     if different:
         name = different[0]
         raise ValueError(f"{path}: belongs to a run with {name}={saved.get(name)!r}, wanted {run[name]!r}; take another folder")
-    raw = {k: v.requires_grad_() for k, v in state["raw"].items()}
+    raw = {k: v.to(device).requires_grad_() for k, v in raw.items()}
     for group in adam.param_groups:
         group["params"] = [raw[group["name"]]]
-    adam.load_state_dict(state["adam"])
-    generator.set_state(state["generator"].cpu())
-    return state["step"], raw, state["pull"], state["seen"], state["log"]
+    try:
+        adam.load_state_dict(state["adam"])
+        generator.set_state(state["generator"])
+        moments = [adam.state[raw[k]][m].shape == raw[k].shape for k in NAMES for m in ("exp_avg", "exp_avg_sq")]
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start again") from error
+    if not all(moments):
+        raise ValueError(f"{path}: damaged (moments of another scene); delete it to start again")
+    return state["step"], raw, state["pull"].to(device), state["seen"].to(device), state["log"]
 
 
 def _checked(c: DreamConfig, picture, init: Gaussians | None, train_steps: int) -> DreamConfig:

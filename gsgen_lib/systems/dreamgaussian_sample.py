@@ -101,6 +101,32 @@ def known_words() -> set[str]:
     return real | set(VOCABULARY)
 
 
+def made_here(prior: str) -> bool:
+    """Whether a prior is the shipped one, or a folder that `gsgen train prior` wrote: then its words are known.
+
+    >>> made_here("prior"), made_here("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    (True, False)
+    """
+    from gsgen_lib.pretrained import read_card
+
+    return prior == "prior" or ((Path(prior) / "card.json").is_file() and read_card(Path(prior)).get("name") == "prior")
+
+
+def usable_device(name: str | None) -> str:
+    """A device that torch knows and this machine has; without a name, the GPU where there is one.
+
+    >>> usable_device("banana")
+    Traceback (most recent call last):
+    ValueError: device: got 'banana', wanted cpu or cuda
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {name!r}, wanted cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: got {name!r}, but torch finds no CUDA on this machine; wanted cpu")
+    return name
+
+
 def check_prompt(prompt: str, words: set[str]) -> str:
     """The prompt in small letters, without view word and double spaces; ValueError naming the first unknown word and a similar
     known one.
@@ -190,9 +216,9 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
 
     if not prompt and image is None:
         raise ValueError("prompt, image: got neither")
-    if prompt and prior == "prior":
+    if prompt and made_here(prior):
         prompt = check_prompt(prompt, known_words())
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(device)
     painter, judge, out = load_prior(prior, device), load_scorer(device=device), Path(out)
     picture = None if image is None else read_picture(image, painter.size)
     if not prompt:

@@ -57,7 +57,7 @@ class ViewClassifier(nn.Module):
         self.see = nn.Sequential(*block(latent, 48, 1), *block(48, 64, 1), *block(64, 96, 2), *block(96, 96, 1),
                                  *block(96, 128, 2), *block(128, 128, 1))  # (B, 128, size / 4, size / 4)
         self.read = nn.Linear(WIDTH, 2 * 128)  # what a caption makes of each channel: a factor and a shift
-        self.say = nn.Sequential(nn.SiLU(), nn.Flatten(), nn.Linear(128 * (size // 4) ** 2, 256), nn.SiLU(), nn.Dropout(0.2),
+        self.say = nn.Sequential(nn.SiLU(), nn.Flatten(), nn.Linear(128 * (size // 4) ** 2, 256), nn.SiLU(),
                                  nn.Linear(256, len(VIEW_WORDS)))
 
     def forward(self, z: Tensor, tokens: Tensor) -> Tensor:

@@ -196,9 +196,9 @@ print("more holes at 1.5 than at 0.3:", holes[1.5] > holes[0.3])
 viz.compare(shapes, [f"{90 * n}°" for n in range(4)], cell=1.3)
 
 # %% [markdown]
-# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. The higher the level, the more
-# holes, and at 1.5 sails and mast fall apart. A low level is not free: it wraps everything, two sails too, in one thick skin. DreamGaussian takes 1; our
-# few Gaussians get 0.7.
+# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. So has the boat at 0.3; at 0.7
+# there are some, and at 1.5 sails and mast fall apart. A low level is not free: it wraps everything, two sails too, in one
+# thick skin. DreamGaussian takes 1; our few Gaussians get 0.7.
 #
 # The failure on purpose: a scene whose Gaussians are all thin as fog. The density never reaches the level, and there is no
 # surface. The library says so instead of returning nothing:
@@ -310,7 +310,7 @@ for name, mesh in (("baked", baked), ("refined", final)):
     y = render_mesh_at(mesh, ring)
     marks[name] = sharpness(y).mean().item(), caption_score(scorer, y.to(DEVICE), caption)
 with viz.style():
-    figure, panels = plt.subplots(1, 2, figsize=(5.5, 1.6))
+    figure, panels = plt.subplots(1, 2, figsize=(6, 1.6), sharey=True)
     for k, (panel, what) in enumerate(zip(panels, ("sharpness", "cosine to the caption"), strict=True)):
         panel.barh(list(marks), [m[k] for m in marks.values()], color=["#999999", "#0072B2"])
         panel.set(xlabel=what)

@@ -160,3 +160,41 @@ def test_the_classifier_reads_the_caption():
     ids = torch.randint(3, 290, (2, 24), generator=gen())
     a, b = network(z.expand(2, -1, -1, -1), ids)
     assert (a - b).abs().max() > 1e-3
+
+
+def test_what_the_reward_is_made_of(views, tokens, tmp_path, monkeypatch):
+    """The teacher reads the caption without view word, and noisy latents; both terms count; samples are drawn with guidance."""
+    seen, scales, drawn = [], [], []
+
+    class Spy(torch.nn.Module):
+        def forward(self, z, ids):
+            seen.append((z.detach(), ids))
+            return z.mean((2, 3))
+
+    whole = prior_reward.drawn_with_gradient
+
+    def draw(*arguments):
+        drawn.append(whole(*arguments))
+        return drawn[-1]
+
+    original = prior_reward.guide
+    monkeypatch.setattr(prior_reward, "guide", lambda u, c, s: scales.append(s) or original(u, c, s))
+    monkeypatch.setattr(prior_reward, "drawn_with_gradient", draw)
+    monkeypatch.setattr(prior_reward, "DRAWN", 2)
+    monkeypatch.setattr(prior_reward, "THROUGH", 1)
+    model = TextAndUNet(seeded(lambda: make_unet((16, 32)), 1), seeded(lambda: make_text_encoder(VOCABULARY), 0))
+    asked = []
+
+    def remember(prompts):
+        asked.append(prompts)
+        return tokens(prompts)
+
+    log = train_reward(model, Spy(), told_latents(views), remember, diffusion_task(views, told_latents(views), tokens, 4), tmp_path, 2,
+                       4, 0, device="cpu").log[-1]
+    captions = asked[2::3]
+    assert all(torch.equal(ids, tokens(c)) for (_, ids), c in zip(seen, captions, strict=True))
+    assert not any("view" in c for group in captions for c in group)
+    assert set(scales) == {prior_reward.GUIDANCE}
+    off = torch.cat([(z - d.detach()).std((1, 2, 3)) for (z, _), d in zip(seen, drawn, strict=True)])
+    assert 0.005 < off.mean() < prior_reward.NOISE / 2 and off.max() < 1.3 * prior_reward.NOISE / 2
+    assert log["loss"] == pytest.approx(log["diffusion"] + prior_reward.REWARD * log["view"], rel=1e-4)
