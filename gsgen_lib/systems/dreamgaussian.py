@@ -40,7 +40,7 @@ from gsgen_lib.diffusion import guided
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.fitting import NAMES, FitResult, densify_and_prune, raw_and_adam, to_scene
+from gsgen_lib.systems.fitting import NAMES, FitResult, densify_and_prune, raw_and_adam, snapshot, to_scene
 from gsgen_lib.systems.prior import Prior, set_prompts
 from gsgen_lib.systems.score_distillation import WEIGHTS, ViewPrompts, annealed_time, random_time, sds_loss, view_guided
 from gsgen_lib.training import load_state, save_state
@@ -176,7 +176,7 @@ def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init:
                 raw = densify_and_prune(raw, adam, score, c, generator)
             pull, seen = (torch.zeros(len(raw["means"]), device=device) for _ in range(2))
         if snapshot_every and (step + 1) % snapshot_every == 0:
-            result.snapshots.append((step + 1, to_scene(raw).detach()))
+            result.snapshots.append((step + 1, snapshot(raw)))
         if path is not None and (step + 1) % 50 == 0:
             _save(path, run, step + 1, raw, adam, pull, seen, generator, result.log)
     result.gaussians = to_scene(raw).detach()

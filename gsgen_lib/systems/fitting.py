@@ -138,7 +138,7 @@ def fit(images: Tensor, cameras: Cameras, init: Gaussians | None = None, config:
             pull, seen = (torch.zeros(len(raw["means"]), device=device) for _ in range(2))
         result.log.append(dict(step=step, loss=loss.item(), l1=l1.item(), gaussians=len(raw["means"])))
         if snapshot_every and (step + 1) % snapshot_every == 0:
-            result.snapshots.append((step + 1, to_scene(raw).detach()))
+            result.snapshots.append((step + 1, snapshot(raw)))
     result.gaussians = to_scene(raw).detach()
     return result
 
@@ -147,6 +147,11 @@ def raw_and_adam(scene: Gaussians, c: FitConfig) -> tuple[dict[str, Tensor], tor
     """The numbers of a scene as leaf tensors, and an optimiser with a rate for each kind (c.lr_means, c.lr_quats, ...)."""
     raw = {k: v.clone().requires_grad_() for k, v in to_raw(scene).items()}
     return raw, torch.optim.Adam([dict(params=[raw[k]], lr=getattr(c, f"lr_{k}"), name=k) for k in NAMES], eps=1e-15)
+
+
+def snapshot(raw: dict[str, Tensor]) -> Gaussians:
+    """The scene as it is now: the optimiser, which changes tensors in place, does not reach it."""
+    return to_scene({name: value.detach().clone() for name, value in raw.items()})
 
 
 def to_scene(raw: dict[str, Tensor]) -> Gaussians:

@@ -80,12 +80,13 @@ stages = [ball(1000, 0.4, gen()), *(scene.to("cpu") for _, scene in made.snapsho
 growing = torch.cat([look(scene, around(1)) for scene in stages])[:8]
 truth = true_toy(caption, np.random.default_rng(SEED), around(8))
 viz.compare({"in the making": growing, "from all sides": look(made.gaussians), "a true toy": truth},
-            [f"step {k * (STEPS // 7)}" for k in range(8)], cell=1.0)
+            [f"step {k * (STEPS // 7)}\n{45 * k}°" for k in range(8)], cell=1.0)
 
 # %% [markdown]
 # **What to notice.** The first row is the front view, from the grey ball on; the second is the result from eight sides, front
-# first; the third is a toy of the same caption from the course's generator, which the prior was trained on renders of. Colour and
-# outline come in the first third, single parts last. That order is made on purpose, by noise that falls; section 2 says why.
+# first; the third is a toy of the same caption from the course's generator, which the prior was trained on renders of. A rough
+# outline comes first, colours change until late, and single parts come last. That order is made on purpose, by noise that
+# falls; section 2 says why. A face does not come at all.
 #
 # ## 1 · What is wrong with this picture?
 #
@@ -140,7 +141,7 @@ cmp("library", slopes["library"], slopes["mine"])
 print("the gradient of the squared error is another:", bool((slopes["squared error"] - formula).abs().max() > 0.1))
 
 # %% [markdown]
-# **What to notice.** The last line is a common mistake in courses: the SDS gradient is *not* the gradient of the squared error.
+# **What to notice.** The last line refutes a common mistake: the SDS gradient is *not* the gradient of the squared error.
 # And no weight of the network gets a gradient: a step only *asks* the U-Net, two or three times with guidance, and never goes
 # back through it.
 #
@@ -177,8 +178,8 @@ for step in (100, 700):
 # %% [markdown]
 # **What to notice.** With $w = \sqrt{(1-\bar\alpha)/\bar\alpha}$ (`"x0"`) an arrow goes to the denoiser's guess of the clean
 # point; it is drawn at a quarter of its length. At $t = 100$ it leans to the nearer cluster, at $t = 700$ it aims at the
-# *middle* of both, where there is no data at all. A point far from both, like $(0.3, 1)$, gets a mean of two answers even at $t
-# = 100$. High noise knows only what all data have in common.
+# *middle* of both, where there is no data at all. A point near the middle line, like $(0.3, 1)$, gets a mean of both answers
+# even at $t = 100$. High noise knows only what all data have in common.
 #
 # ## 2 · Seeking a mode, and why noise must fall
 #
@@ -365,11 +366,11 @@ print("half-transparent pixels:", ", ".join(f"{name} {share:.0%}" for name, shar
 viz.compare(rows, ["on white", "", "", "on black", "", ""], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** A pale veil stands around the robot on white, and on black its chest shines like a lamp: much of what
-# looked solid was the background. Half as many half-transparent pixels again, and this in spite of the random backgrounds.
-# Before one fixed white wall, white fog would cost nothing at all.
+# **What to notice.** Compare the two sides of a row: what turns dark on black, flanks, skirt and veil, was background; the
+# chest stays. The share of half-transparent pixels is half as large again, and this in spite of the random backgrounds. Before
+# one fixed white wall, white fog would cost nothing at all.
 #
-# ## 5 · An object with a face on all sides
+# ## 5 · An object that is alike on all sides
 #
 # "A brown robot" does not say from where. A prior that is asked for the caption alone finds any side plausible from any side, and
 # an object that is alike all around suits every camera. DreamFusion's cure is to say the view: the caption is joined by a view
@@ -399,7 +400,7 @@ for azimuth in (0, 45, 315, 180):
 #
 # $$\hat\varepsilon = u + s\,(c - u) + a\,(c - o)$$
 #
-# Provoke the failure first: the same robot, the same seed, no view words. Predict which sides get a face.
+# Provoke the failure first: the same robot, the same seed, no view words. Predict how the eight sides differ.
 
 # %% alt="The robot without view words, with them, and a true toy, from eight sides"
 # NBVAL_CHECK_OUTPUT

@@ -37,7 +37,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import FileLink, display
+from IPython.display import display
 from scipy.spatial import cKDTree
 
 from gsgen_lib import viz
@@ -167,8 +167,8 @@ print(f"more than 90 % of my crossings are vertices of the mesh: {(apart < 1e-5)
 
 # %% [markdown]
 # The few that are missing lay on walls of hollows and on specks, which `extract_mesh` drops. Is what is left a closed surface?
-# In a closed one each edge belongs to exactly two triangles, once in each direction. Predict which of the three levels gives a
-# mesh that is not closed, or has holes through it.
+# In a closed one each edge belongs to exactly two triangles, once in each direction. Predict which of the three levels, if any,
+# gives a mesh that is not closed, and which has holes through it.
 
 # %% alt="The mesh at three levels, lit from the camera, from two sides"
 # NBVAL_CHECK_OUTPUT
@@ -196,9 +196,9 @@ print("more holes at 1.5 than at 0.3:", holes[1.5] > holes[0.3])
 viz.compare(shapes, [f"{90 * n}°" for n in range(4)], cell=1.3)
 
 # %% [markdown]
-# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. So has the boat at 0.3; at 0.7
-# there are some, and at 1.5 sails and mast fall apart. A low level is not free: it wraps everything, two sails too, in one
-# thick skin. DreamGaussian takes 1; our few Gaussians get 0.7.
+# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. The boat has none at 0.3 and some
+# at 0.7; at 1.5 sails and mast fall apart, and what were holes are gaps. A low level is not free: it wraps everything, two
+# sails too, in one thick skin. DreamGaussian takes 1; our few Gaussians get 0.7.
 #
 # The failure on purpose: a scene whose Gaussians are all thin as fog. The density never reaches the level, and there is no
 # surface. The library says so instead of returning nothing:
@@ -346,9 +346,9 @@ viz.compare({"from one picture": guessed, "the real chair": truth},
             [f"{int(t)}°: {p:.0f} dB" for t, p in zip(turns, each, strict=True)], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** From the front it is the chair, at 22 dB. The rest is invented, and the invention is a classic: a *second
-# back* where the legs should stand free, so that the chair looks like a chair from behind, too. The side views show it at once;
-# a judge that sees the front alone would not. The true back is flat, brown-legged and 13 dB away.
+# **What to notice.** From the front it is the chair, at 22 dB. The rest is invented, and the invention is a relative of section
+# 5 of notebook 03: a *second back* at the other edge of the seat. The picture was painted onto one board, and the prior set
+# another one behind it. The side views show it at once; a judge that sees the front alone would not.
 #
 # ## 6 · A file for others
 #
@@ -365,15 +365,15 @@ to_mesh(from_picture).save(folder / "chair.glb")
 for name in ("boat", "chair"):
     back = trimesh.load(folder / f"{name}.glb", force="mesh")
     print(f"{name}: read back with a texture of {back.visual.material.baseColorTexture.size}")
-display(FileLink(str(folder / "boat.glb"), result_html_prefix="download: "))
+print("the file to download:", (folder / "boat.glb").as_posix())
 
 # %% [markdown]
 # Play: the level of the surface, and the number of triangles. The strip is its static twin. What breaks first, at which end?
 
 # %% alt="The boat's mesh with 10,000, 1,000, 300 and 100 triangles, from two sides"
-level = widgets.FloatSlider(0.7, min=0.1, max=3, description="level", continuous_update=False)
-most = widgets.SelectionSlider(options=[100, 300, 1000, 3000, 10000], value=3000, description="triangles",
-                               continuous_update=False)
+level_slider = widgets.FloatSlider(0.7, min=0.1, max=3, description="level", continuous_update=False)
+most_slider = widgets.SelectionSlider(options=[100, 300, 1000, 3000, 10000], value=3000, description="triangles",
+                                      continuous_update=False)
 screen = widgets.Output()
 
 
@@ -383,18 +383,18 @@ def shape_with(level, most):
 
 
 def redraw(change=None):
-    pictures = shape_with(level.value, most.value)
+    pictures = shape_with(level_slider.value, most_slider.value)
     with screen:
         screen.clear_output(wait=True)
-        display(viz.image_grid(pictures, columns=2, alt=f"level {level.value}, {most.value} triangles"))
+        display(viz.image_grid(pictures, columns=2, alt=f"level {level_slider.value}, {most_slider.value} triangles"))
 
 
-for control in (level, most):
+for control in (level_slider, most_slider):
     control.observe(redraw, "value")
 counts = (10000, 1000, 300, 100)
 display(viz.image_grid(torch.cat([shape_with(0.7, n) for n in counts]), columns=8,
                        labels=[label for n in counts for label in (f"{n:,} triangles", "")]))
-display(widgets.VBox([level, most, screen]))
+display(widgets.VBox([level_slider, most_slider, screen]))
 
 # %% [markdown]
 # **What to notice.** At 1,000 triangles hardly anything is missing from these pictures: the texture carries what you see. At
@@ -447,8 +447,9 @@ check(nb04.exercise_2, baked_colours)
 # ### Exercise 3 · Predict, then run (10 minutes)
 #
 # You double every opacity of the scene (beyond 1, the density does not mind) and double the level too. The surface (a) grows,
-# (b) shrinks, (c) stays where it was. Set `prediction`; then compute `(density_field(...) > level).float().mean()` both times,
-# with `replace(scene, opacities=2 * scene.opacities)`. Evidence: the two shares.
+# (b) shrinks, (c) stays where it was. Set `prediction`; then compute `(density_field(scene, 96) > 0.7).float().mean()`, and the
+# same with `> 1.4` for `replace(scene, opacities=2 * scene.opacities)`. Evidence: the two shares (up to faint Gaussians that
+# the library leaves out).
 
 # %% exercise="3"
 ### BEGIN SOLUTION
@@ -489,8 +490,10 @@ check(nb04.exercise_4, crossing_1d)
 # %% [markdown]
 # ### Exercise 5 · Open: what does the refinement invent? (40 minutes)
 #
-# Refine the chair of section 5 with `RefineConfig(strength=...)` at (0.2, 0.1), (0.5, 0.25) and (0.8, 0.4). Compare with the true
-# views: PSNR, and LPIPS (`gsgen_lib.perceptual`), and sharpness. Evidence: a table, and one sentence: where does it stop
+# `strength` is the share of the schedule that is noised, for the first and the last target. Refine the chair of section 5 with
+# `refined(prior, real.meta["caption"], to_mesh(from_picture), RefineConfig(strength=...), generator=gen(), progress=False)`
+# (from `gsgen_lib.systems.texture_refinement`) at (0.2, 0.1), (0.5, 0.25) and (0.8, 0.4). Render it at `views`, and compare
+# with `truth`: PSNR, LPIPS (`gsgen_lib.perceptual`), and sharpness. Evidence: a table, and one sentence: where does it stop
 # describing the object, and begin to invent?
 #
 # ## Summary

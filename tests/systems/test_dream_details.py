@@ -63,6 +63,16 @@ def test_nothing_is_split_after_the_last_step_and_snapshots_are_taken():
     assert [step for step, _ in found.snapshots] == [2, 4, 6]
 
 
+def test_snapshots_stay_as_they_were():
+    """Adam changes tensors in place: what was kept early must not move with them."""
+    still = replace(SHORT, densify="none", annealed=False)
+    found = dream(OneColour(), "x", still, generator=gen(), snapshot_every=2, progress=False)
+    (_, early), (_, middle), (_, late) = found.snapshots
+    for a, b in ((early, middle), (middle, late)):
+        assert all(not torch.equal(getattr(a, k), getattr(b, k)) for k in ("means", "quats", "scales", "opacities", "colors"))
+    assert torch.equal(late.means, found.gaussians.means)
+
+
 def test_two_sets_of_four_views_are_asked_together():
     prior = OneColour()
     dream(prior, "x", replace(SHORT, views=8, multi_view=True, view_guidance=0.0), generator=gen(), progress=False)
