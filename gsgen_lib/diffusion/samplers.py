@@ -107,10 +107,11 @@ def ddpm_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps:
     return x
 
 
-@torch.no_grad()
 def ddim_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps: int = 50, prediction: str = "eps",
-                eta: float = 0.0, spacing: str = "trailing", generator: torch.Generator | None = None) -> Tensor:
-    """DDIM from `noise` (B, ...) in `steps` steps; eta as in `ddim_step`.
+                eta: float = 0.0, spacing: str = "trailing", generator: torch.Generator | None = None,
+                through: int = 0) -> Tensor:
+    """DDIM from `noise` (B, ...) in `steps` steps; eta as in `ddim_step`; through: how many of the last steps a gradient
+    flows through.
 
     >>> abar = torch.linspace(0.999, 0.01, 100)
     >>> eps_of_origin = lambda x, t: x / (1 - abar[t]).sqrt()
@@ -118,11 +119,12 @@ def ddim_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps:
     tensor(True)
     """
     x = noise
-    for (t, a), (_, b) in pairwise(_levels(alphas_cumprod, steps, spacing)):
-        guess = denoise(x, t.to(x.device))
-        x0, eps = (convert(guess, x, a, prediction, kind) for kind in ("x0", "eps"))
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) if eta else None
-        x = ddim_step(x, x0, eps, a, b, eta, z)
+    for i, ((t, a), (_, b)) in enumerate(pairwise(_levels(alphas_cumprod, steps, spacing))):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and i >= steps - through):
+            guess = denoise(x, t.to(x.device))
+            x0, eps = (convert(guess, x, a, prediction, kind) for kind in ("x0", "eps"))
+            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) if eta else None
+            x = ddim_step(x, x0, eps, a, b, eta, z)
     return x
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gsgen_lib.data.captioned_views import VIEW_WORDS, CaptionedViews, view_word
 from gsgen_lib.data.toy_words import NOUNS, make_caption
 from gsgen_lib.data.toys import sample_attributes
-from gsgen_lib.diffusion import convert, ddim_step, guide, timesteps
+from gsgen_lib.diffusion import ddim_sample, guided
 from gsgen_lib.systems.prior_networks import WIDTH, TextAndUNet, make_scheduler
 from gsgen_lib.training import TrainConfig, seeded, train
 
@@ -121,16 +121,8 @@ def drawn_with_gradient(predict_v: Callable, noise: Tensor, cond, uncond, alphas
     >>> z.requires_grad
     True
     """
-    x, times = noise, timesteps(len(alphas_cumprod), steps)
-    levels = [*alphas_cumprod[times].tolist(), 1.0]
-    both = torch.cat([uncond, cond])
-    for i, t in enumerate(times):
-        with torch.set_grad_enabled(i >= steps - through):
-            u, c = predict_v(torch.cat([x, x]), t.to(x.device), both).chunk(2)
-            v, a = guide(u, c, guidance_scale), torch.tensor(levels[i])
-            x0, eps = (convert(v, x, a, "v", kind) for kind in ("x0", "eps"))
-            x = ddim_step(x, x0, eps, a, torch.tensor(levels[i + 1]))
-    return x
+    denoise = guided(predict_v, cond, uncond, guidance_scale)
+    return ddim_sample(denoise, noise, alphas_cumprod, steps, prediction="v", through=through)
 
 
 def train_reward(model: TextAndUNet, teacher: ViewClassifier, latents: Tensor, tokens: Callable, diffusion, folder: Path,

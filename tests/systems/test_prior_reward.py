@@ -6,7 +6,7 @@ import torch
 
 from gsgen_lib.data.captioned_views import VIEW_WORDS, prompt_of, toy_views
 from gsgen_lib.data.toys import heldout_combinations, parse_caption
-from gsgen_lib.diffusion import ddim_sample, guided
+from gsgen_lib.diffusion import ddim_sample
 from gsgen_lib.systems import prior_reward
 from gsgen_lib.systems.prior_networks import TextAndUNet, make_scheduler, make_text_encoder, make_unet
 from gsgen_lib.systems.prior_reward import (
@@ -48,7 +48,8 @@ def wave(x, t, text):
 def test_it_draws_what_the_sampler_draws():
     noise, cond, uncond = torch.randn(3, 5, 2, generator=gen())[:, :, :2]
     mine = drawn_with_gradient(wave, noise, cond[:, :1], uncond[:, :1], ABAR, steps=7, through=3, guidance_scale=2.0)
-    theirs = ddim_sample(guided(wave, cond[:, :1], uncond[:, :1], 2.0), noise, ABAR, 7, prediction="v")
+    c, u = (lambda x, t, text=text[:, :1]: wave(x, t, text) for text in (cond, uncond))
+    theirs = ddim_sample(lambda x, t: 2 * c(x, t) - u(x, t), noise, ABAR, 7, prediction="v")
     assert (mine - theirs).abs().max() < 1e-5 and mine.abs().max() > 0.1
 
 
@@ -177,8 +178,8 @@ def test_what_the_reward_is_made_of(views, tokens, tmp_path, monkeypatch):
         drawn.append(whole(*arguments))
         return drawn[-1]
 
-    original = prior_reward.guide
-    monkeypatch.setattr(prior_reward, "guide", lambda u, c, s: scales.append(s) or original(u, c, s))
+    original = prior_reward.guided
+    monkeypatch.setattr(prior_reward, "guided", lambda model, c, u, s: scales.append(s) or original(model, c, u, s))
     monkeypatch.setattr(prior_reward, "drawn_with_gradient", draw)
     monkeypatch.setattr(prior_reward, "DRAWN", 2)
     monkeypatch.setattr(prior_reward, "THROUGH", 1)
