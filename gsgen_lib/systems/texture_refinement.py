@@ -36,7 +36,7 @@ def denoised(prior: Prior, pictures: Tensor, text: Tensor, start: int, steps: in
     """Pictures (V, H, W, 3) noised to level `start` and brought back in `steps` steps of DDIM (SDEdit): (V, H, W, 3).
 
     start: a step of the schedule at which signal is left, >= steps."""
-    if not 1 <= steps <= start or not prior.alphas_cumprod[start] > 0:
+    if not 1 <= steps <= start < len(prior.alphas_cumprod) or not prior.alphas_cumprod[start] > 0:
         raise ValueError(f"start, steps: got {start}, {steps}, wanted 1 <= steps <= start, and signal left at start")
     z = prior.encode_image(pictures)
     times = torch.linspace(start, 0, steps + 1).round().long().tolist()

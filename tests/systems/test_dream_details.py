@@ -143,6 +143,11 @@ def test_denoising_starts_from_noise():
     assert (a - b).abs().max() > 0.1 and torch.equal(a, c)
 
 
+def test_a_start_beyond_the_schedule_is_named():
+    with pytest.raises(ValueError, match="start, steps: got 1000, 3"):
+        denoised(OneColour(), torch.full((1, 4, 4, 3), 0.5), torch.ones(1, 1, 1), 1000, 3, 1.0, gen())
+
+
 # ---- score distillation
 
 
