@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.data.raycast import visible_points
+from gsgen_lib.metrics import check_images
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians, quat_to_rotmat
 
@@ -184,7 +185,7 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 256) -> Mesh:
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
     packing = xatlas.PackOptions()
-    packing.resolution, packing.padding = size, 2  # charts stand two texels apart: bilinear lookups stay in their own
+    packing.resolution, packing.padding = size, 2  # charts stand apart: bilinear lookups stay in their own
     atlas.generate(pack_options=packing)
     source, corners, uv = atlas[0]
     return Mesh(vertices, source[corners].astype(np.int32), uv[corners])  # uv by corner, so the vertices stay joined
@@ -233,6 +234,10 @@ def bake_texture(mesh: Mesh, images: Tensor, cameras: Cameras, size: int = 256) 
 
     if images.ndim != 4 or images.shape[-1] != 4 or len(images) != len(cameras):
         raise ValueError(f"images: got shape {tuple(images.shape)}, wanted ({len(cameras)}, H, W, 4) with alpha")
+    check_images("images", images, 4)
+    if images.shape[1:3] != (cameras.height, cameras.width):
+        raise ValueError(f"images: got {tuple(images.shape[1:3])} pixels, wanted those of the cameras, "
+                         f"{(cameras.height, cameras.width)}")
     texels, points, normals = texel_points(mesh, size)
     p, n = torch.from_numpy(points), torch.from_numpy(normals)
     eyes = cameras.centers.float()  # (V, 3)

@@ -111,13 +111,15 @@ def ddim_sample(denoise: Callable, noise: Tensor, alphas_cumprod: Tensor, steps:
                 eta: float = 0.0, spacing: str = "trailing", generator: torch.Generator | None = None,
                 through: int = 0) -> Tensor:
     """DDIM from `noise` (B, ...) in `steps` steps; eta as in `ddim_step`; through: how many of the last steps a gradient
-    flows through.
+    flows through, 0 to steps.
 
     >>> abar = torch.linspace(0.999, 0.01, 100)
     >>> eps_of_origin = lambda x, t: x / (1 - abar[t]).sqrt()
     >>> ddim_sample(eps_of_origin, torch.randn(2, 3), abar, 5).abs().max() < 1e-4
     tensor(True)
     """
+    if not 0 <= through <= steps:
+        raise ValueError(f"through: got {through}, wanted 0 to {steps}, the steps")
     x = noise
     for i, ((t, a), (_, b)) in enumerate(pairwise(_levels(alphas_cumprod, steps, spacing))):
         with torch.set_grad_enabled(torch.is_grad_enabled() and i >= steps - through):

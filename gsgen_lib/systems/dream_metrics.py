@@ -20,6 +20,7 @@ from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toy_words import NOUNS, make_caption
 from gsgen_lib.data.toys import parse_caption, sample_attributes, sample_toy
+from gsgen_lib.metrics import check_images
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.prompt_scorer import Scorer
 
@@ -44,7 +45,8 @@ def true_toy(caption: str, generator: np.random.Generator, cameras: Cameras) -> 
 
 @torch.no_grad()
 def caption_score(judge: Scorer, pictures: Tensor, caption: str) -> float:
-    """Mean cosine between pictures (V, H, W, 3) and their caption."""
+    """Mean cosine between pictures (V, H, W, 3) in [0, 1] and their caption."""
+    check_images("pictures", pictures)
     return (judge.embed_mirrored(pictures) @ judge.embed_prompts([caption]).T).mean().item()
 
 
@@ -55,8 +57,11 @@ def fronts(judge: Scorer, pictures: Tensor, caption: str) -> dict:
     Returns {"all", "hits", "false"}: shares that the judge calls a front view, of all, of those up to 30 degrees from the
     front, of those 60 degrees and more from it; and "contrast": by how much more the pictures within 45 degrees of the front
     look like a front rather than a back than those within 45 degrees of the back do. 0 for an object that is alike on both
-    sides, whatever its sides are called.
+    sides, whatever its sides are called. ValueError for fewer than four pictures.
     """
+    check_images("pictures", pictures)
+    if len(pictures) < 4:
+        raise ValueError(f"pictures: got {len(pictures)}, wanted 4 or more at even azimuths")
     called = torch.tensor([word == "front view" for word in judge.view(pictures, [caption] * len(pictures))]).float()
     front, back = judge.similarity(pictures, [f"{caption}, front view", f"{caption}, back view"]).cpu().T  # (V,) each
     turn = 360 * torch.arange(len(pictures)) / len(pictures)

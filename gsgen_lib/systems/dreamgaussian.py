@@ -37,6 +37,8 @@ from tqdm import tqdm
 
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.diffusion import guided
+from gsgen_lib.metrics import check_images
+from gsgen_lib.options import check_options
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -114,6 +116,8 @@ def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init:
     checkpoint of another run.
     """
     c = _checked(config, picture, init, len(prior.alphas_cumprod))
+    if not -90 <= elevation <= 90:
+        raise ValueError(f"elevation: got {elevation}, wanted -90 to 90 degrees")
     device = prior.device
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     scene_given = None if init is None else _digest(*(getattr(init, k) for k in NAMES))  # c.init is a number
@@ -127,8 +131,6 @@ def dream(prior: Prior, caption: str, config: DreamConfig = DreamConfig(), init:
         return prior.predict_eps(x_t, t, words, 4 if c.multi_view else 1)
 
     scene = (ball(c.init, c.radius, generator) if init is None else init.detach().to(torch.float32)).to(device)
-    if scene.num > c.max_gaussians:
-        raise ValueError(f"init: got {scene.num} Gaussians, wanted at most config.max_gaussians = {c.max_gaussians}")
     raw, adam = raw_and_adam(scene, c)
     pull, seen = (torch.zeros(scene.num, device=device) for _ in range(2))  # sum of 2D gradients, and of views
     result, first = FitResult(scene), 0
@@ -268,6 +270,7 @@ def _resume(path: Path, run: dict, adam, generator, device):
 
 
 def _checked(c: DreamConfig, picture, init: Gaussians | None, train_steps: int) -> DreamConfig:
+    check_options(c, "config", ("steps", "views", "radius", "densify_every", "split_scale"))
     if c.densify not in DENSIFY:
         raise ValueError(f"config.densify: got {c.densify!r}, wanted one of {', '.join(DENSIFY)}")
     if c.weight not in WEIGHTS:
@@ -275,18 +278,24 @@ def _checked(c: DreamConfig, picture, init: Gaussians | None, train_steps: int) 
     if c.multi_view and (c.views % 4 or not c.view_prompts):
         raise ValueError(f"config.views, view_prompts: got {c.views}, {c.view_prompts}, wanted a multiple of 4 and True "
                          "since multi_view is set")
-    for name, least in (("steps", 1), ("views", 1), ("init", 4), ("densify_every", 1), ("size", 4)):
+    for name, least in (("init", 4), ("size", 4)):
         if getattr(c, name) < least:
             raise ValueError(f"config.{name}: got {getattr(c, name)}, wanted >= {least}")
     if not 0 <= c.low < c.high < train_steps:
         raise ValueError(f"config.low, high: got {c.low}, {c.high}, wanted 0 <= low < high < {train_steps}")
     if not -90 <= c.elevations[0] <= c.elevations[1] <= 90:
         raise ValueError(f"config.elevations: got {c.elevations}, wanted -90 <= first <= second <= 90")
-    if not 0 <= c.densify_quantile <= 1:
-        raise ValueError(f"config.densify_quantile: got {c.densify_quantile}, wanted 0 to 1")
-    if picture is not None and (picture.ndim != 3 or picture.shape[-1] != 4):
-        raise ValueError(f"picture: got shape {tuple(picture.shape)}, wanted (H, W, 4) with alpha")
+    for name in ("densify_quantile", "prune_opacity"):
+        if getattr(c, name) > 1:
+            raise ValueError(f"config.{name}: got {getattr(c, name)}, wanted 0 to 1")
+    if picture is not None:
+        check_images("picture", picture, 4)
+        if picture.ndim != 3:
+            raise ValueError(f"picture: got shape {tuple(picture.shape)}, wanted (H, W, 4): one picture with alpha")
     if init is not None and (init.batch_shape or init.sh_degree is not None or init.num < 1):
         raise ValueError(f"init: got batch {init.batch_shape}, SH degree {init.sh_degree}, {init.num} Gaussians, wanted one "
                          "scene with RGB colors")
+    count, source = (c.init, "config.init") if init is None else (init.num, "init")
+    if count > c.max_gaussians:
+        raise ValueError(f"{source}: got {count} Gaussians, wanted at most config.max_gaussians = {c.max_gaussians}")
     return c

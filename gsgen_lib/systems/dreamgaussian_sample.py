@@ -32,6 +32,7 @@ from gsgen_lib.data.meshes import Material, Mesh
 from gsgen_lib.data.objects import list_objects
 from gsgen_lib.data.toy_words import COLORS, NOUNS, VOCABULARY
 from gsgen_lib.mesh import bake_texture, density_field, extract_mesh, render_texture, texture_rays, unwrap
+from gsgen_lib.metrics import check_images
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -52,8 +53,9 @@ class Textured:
     texture: Tensor
 
     def save(self, path: str | Path) -> None:
-        """Write a GLB."""
-        rgb = (self.texture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        """Write a GLB. ValueError where the texture holds anything but numbers in [0, 1]."""
+        check_images("texture", self.texture)
+        rgb = (self.texture.detach().cpu() * 255).round().to(torch.uint8).numpy()
         rgba = np.concatenate([rgb, np.full((*rgb.shape[:2], 1), 255, np.uint8)], -1)
         m = self.mesh
         save_glb(Mesh(m.vertices, m.faces, m.uv, materials=[Material(texture=rgba)]), path)
@@ -134,7 +136,8 @@ def check_prompt(prompt: str, words: set[str]) -> str:
     >>> check_prompt("A  red mug, left side view", {"a", "red", "mug"})
     'a red mug'
     """
-    parts = re.sub(r",?\s*((left|right) )?(front|side|back|overhead) view\s*$", "", prompt.lower()).replace(",", " ").split()
+    view = r"(^|[,\s]+)((left|right)\s+)?(front|side|back|overhead)\s+view\s*$"
+    parts = re.sub(view, "", prompt.lower()).replace(",", " ").split()
     if not parts:
         raise ValueError(f"prompt: got {prompt!r}, wanted words that say what it is")
     for word in parts:
@@ -150,22 +153,20 @@ def check_prompt(prompt: str, words: set[str]) -> str:
 def read_picture(path: str | Path, size: int = 64) -> Tensor:
     """A picture of one object, cut out, squared and scaled like the course's renders: (size, size, 4) in [0, 1].
 
-    Alpha says what the object is; without alpha a plain background is found by its colour. ValueError for what is no
-    picture, for a background that is not plain, and where nothing or everything is object.
+    Alpha says what the object is; without alpha a plain background is found by its colour. Specks smaller than a hundredth of
+    the object do not count for its frame. ValueError for what is no picture, for a background that is not plain, and where
+    nothing, or everything, or too thin a thing is object.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)  # telephones store pictures lying, with a note how to turn them
-            picture = np.asarray(upright.convert("RGBA"), np.float32) / 255
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image: {path} is no picture that Pillow can read ({error})") from error
-    if picture[..., 3].min() > 0.99:
+    picture = _pixels(path)
+    alpha = picture[..., 3]
+    if alpha.min() > 0.99:
         picture = _cut_out(picture, path)
+    elif alpha.max() - alpha.min() < 0.02:
+        raise ValueError(f"image: {path} is transparent everywhere alike (alpha {alpha.max():.2f}); cut the object out first")
     if (picture[..., 3] > 0.5).mean() > 0.97:
         raise ValueError(f"image: {path} is object nearly everywhere by its alpha; cut the object out first")
-    rows, columns = (np.flatnonzero((picture[..., 3] > 0.5).any(axis)) for axis in (1, 0))
+    inside = without_specks(picture[..., 3] > 0.5)
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     if not len(rows):
         raise ValueError(f"image: {path} is transparent everywhere")
     picture = picture[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
@@ -178,7 +179,42 @@ def read_picture(path: str | Path, size: int = 64) -> Tensor:
     top, left = (fine - new[0]) // 2, (fine - new[1]) // 2
     x = torch.nn.functional.pad(x, (left, fine - new[1] - left, top, fine - new[0] - top))
     x = torch.nn.functional.avg_pool2d(x, 4)[0].movedim(0, -1)
+    if x[..., 3].max() < 0.5:
+        raise ValueError(f"image: {path} shows a thing thinner than half a pixel once it is scaled to {size} pixels")
     return torch.cat([x[..., :3] / x[..., 3:].clamp_min(1e-4), x[..., 3:]], -1).clamp(0, 1)
+
+
+def _pixels(path) -> np.ndarray:
+    """A file's picture, upright, as float32 RGBA (H, W, 4) in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)  # telephones store pictures lying, with a note how to turn them
+            if upright.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would clip to 8
+                grey = np.asarray(upright, np.float32)[..., None] / 65535
+                return np.concatenate([grey, grey, grey, np.ones_like(grey)], -1)
+            if upright.mode in ("I", "F"):
+                raise ValueError(f"its pixels are numbers of any size, mode {upright.mode}; save it with 8 bits")
+            return np.asarray(upright.convert("RGBA"), np.float32) / 255
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image: {path} is no picture that can be read ({error})") from error
+
+
+def without_specks(inside: np.ndarray, least: float = 0.01) -> np.ndarray:
+    """The connected parts of a mask (H, W) that have at least `least` of the largest one's pixels.
+
+    >>> mask = np.zeros((20, 20), bool)
+    >>> mask[2:14, 2:14] = mask[19, 19] = True
+    >>> int(without_specks(mask).sum())
+    144
+    """
+    from scipy.ndimage import label
+
+    parts = label(inside, np.ones((3, 3)))[0]
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return inside & (sizes >= least * sizes.max())[parts]
 
 
 def _cut_out(picture: np.ndarray, path) -> np.ndarray:
@@ -216,14 +252,23 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
 
     if not prompt and image is None:
         raise ValueError("prompt, image: got neither")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed: got {seed}, wanted 0 to 2^63 - 1")
+    if not -90 <= elevation <= 90:
+        raise ValueError(f"elevation: got {elevation}, wanted -90 to 90 degrees")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: got {out}, which is a file, wanted a folder")
     if prompt and made_here(prior):
         prompt = check_prompt(prompt, known_words())
     device = usable_device(device)
-    painter, judge, out = load_prior(prior, device), load_scorer(device=device), Path(out)
+    painter, judge = load_prior(prior, device), load_scorer(device=device)
     picture = None if image is None else read_picture(image, painter.size)
     if not prompt:
         prompt = guess_caption(picture.to(device), judge)
         print(f"the picture looks like: {prompt}")
+    asked = {"prompt": prompt, "image": str(image) if image else None, "seed": seed}
+    _not_another(out, asked)
     config = DreamConfig(size=painter.size) if steps is None else DreamConfig(size=painter.size, steps=steps)
 
     start = time.perf_counter()
@@ -242,10 +287,24 @@ def sample_dreamgaussian(prompt: str = "", image: Path | None = None, out: Path 
     both = rasterize(scene, ring, (1.0, 1.0, 1.0)).rgb.clamp(0, 1), render_mesh_at(final, ring)  # (24, H, W, 3) each
     save_animation(torch.cat(both, 2), out / "turntable.gif", seconds=2.4)
     cosines = {name: round(caption_score(judge, x, prompt), 3) for name, x in zip(("gaussians", "mesh"), both, strict=True)}
-    card = {"prompt": prompt, "image": str(image) if image else None, "seed": seed, "prior": painter.name,
+    card = {**asked, "prior": painter.name,
             "seconds": {"gaussians": round(first, 1), "mesh and texture": round(second, 1)},
             "gaussians": scene.num, "triangles": len(final.mesh.faces), "judge": judge.name,
             "cosine to the prompt": cosines, "config": asdict(config)}
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(f"{out}: {card['gaussians']} Gaussians in {first:.0f} s, {card['triangles']} triangles in {second:.0f} s more")
     return card
+
+
+def _not_another(out: Path, asked: dict) -> None:
+    """ValueError where the folder holds the finished object of another prompt, picture or seed."""
+    if not (out / "card.json").is_file():
+        return
+    try:
+        there = json.loads((out / "card.json").read_text(encoding="utf-8"))
+        different = [key for key in asked if there.get(key) != asked[key]]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"out: {out}/card.json is damaged ({error}); take another folder") from error
+    if different:
+        key = different[0]
+        raise ValueError(f"out: {out} holds the object of {key} {there.get(key)!r}, wanted {asked[key]!r}; take another folder")

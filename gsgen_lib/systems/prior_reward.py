@@ -79,6 +79,8 @@ def words_of(views: CaptionedViews) -> Tensor:
 def train_view_classifier(views: CaptionedViews, latents: Tensor, text_encoder, tokens: Callable, folder: Path, steps: int,
                           batch: int, seed: int, minutes=None, device=None):
     """The teacher, from latents (M, copies, C, h, w) of the views with noise; returns it, and the training's result."""
+    if len(latents) != len(views):
+        raise ValueError(f"latents: got {len(latents)}, wanted one for each of {len(views)} views")
     answers = words_of(views)
     model = seeded(lambda: ViewClassifier(text_encoder, latents.shape[2], latents.shape[-1]), seed)
 

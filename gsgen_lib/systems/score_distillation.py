@@ -31,6 +31,7 @@ with a projection: Perp-Neg (2304.04968). Taught in notebook 03.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -82,7 +83,7 @@ def sds_gradient(predict: Callable, x: Tensor, t: Tensor, eps: Tensor, alphas_cu
     abar = _signal_left(alphas_cumprod, t, x)
     with torch.no_grad():
         x_t = q_sample(x.detach(), eps, abar)
-        return spread(WEIGHTS[weight](abar), x) * (predict(x_t, t) - eps)
+        return spread(WEIGHTS[weight](abar), x) * (_answer(predict, x_t, t) - eps)
 
 
 def sds_loss(predict: Callable, x: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor, weight: str = "sigma2") -> Tensor:
@@ -126,10 +127,11 @@ def ism_gradient(predict: Callable, plain: Callable, x: Tensor, t: int, interval
     with torch.no_grad():
         x_s, level = x.detach(), torch.ones(())  # the clean end, where the network is asked at t = 0
         for now, stop in pairwise(stops):
-            x_s, level = onwards(x_s, plain(x_s, torch.tensor(now)), level, alphas_cumprod[stop]), alphas_cumprod[stop]
-        eps_s = plain(x_s, torch.tensor(s))
+            eps_hat = _answer(plain, x_s, torch.tensor(now))
+            x_s, level = onwards(x_s, eps_hat, level, alphas_cumprod[stop]), alphas_cumprod[stop]
+        eps_s = _answer(plain, x_s, torch.tensor(s))
         x_t = onwards(x_s, eps_s, level, alphas_cumprod[t])
-        return spread(WEIGHTS[weight](alphas_cumprod[t].to(x)), x) * (predict(x_t, torch.tensor(t)) - eps_s)
+        return spread(WEIGHTS[weight](alphas_cumprod[t].to(x)), x) * (_answer(predict, x_t, torch.tensor(t)) - eps_s)
 
 
 def ism_loss(predict: Callable, plain: Callable, x: Tensor, t: int, interval: int, alphas_cumprod: Tensor,
@@ -144,6 +146,8 @@ def random_time(count: int, generator: torch.Generator, low: int = 20, high: int
     >>> random_time(1000, torch.Generator().manual_seed(0)).min() >= 20
     tensor(True)
     """
+    if not 0 <= low < high:
+        raise ValueError(f"low, high: got {low}, {high}, wanted 0 <= low < high")
     return torch.randint(low, high, (count,), generator=generator)
 
 
@@ -155,6 +159,8 @@ def annealed_time(step: int, steps: int, low: int = 20, high: int = 980, train_s
     """
     if not 0 <= step < steps:
         raise ValueError(f"step: got {step}, wanted 0 to {steps - 1}")
+    if not 0 <= low <= high < train_steps:
+        raise ValueError(f"low, high: got {low}, {high}, wanted 0 <= low <= high < {train_steps}")
     return max(low, min(high, round((1 - step / steps) * train_steps)))
 
 
@@ -169,6 +175,8 @@ def view_shares(azimuth: float, elevation: float, width: float = 30.0) -> list[f
     """
     if not 0 <= width <= 60:
         raise ValueError(f"width: got {width}, wanted 0 to 60 degrees")
+    if not (math.isfinite(azimuth) and math.isfinite(elevation)):
+        raise ValueError(f"azimuth, elevation: got {azimuth}, {elevation}, wanted degrees")
 
     def beyond(angle: float, border: float) -> float:
         """0 below the band around the border, 1 above it."""
@@ -208,7 +216,7 @@ def view_guided(model: Callable, text: Tensor, words: Tensor, empty: Tensor, gui
     """A denoiser (x_t, t) -> eps_hat of the header's last formula: s = guidance_scale, a = view_guidance.
 
     model(x_t, t, features); text (B, L, D): features asked for, mixtures of words (W, L, D), those of the caption with each view
-    word; "other views" are the W words less what `text` holds, their mean; empty (1, L, D). One t for all.
+    word; "other views" are the W words less what `text` holds, their mean; empty (1, L, D). t: one, or (B,).
 
     >>> model = lambda x, t, c: x * 0 + c[:, :, 0]
     >>> front_and_back, empty = torch.tensor([[[3.0]], [[1.0]]]), torch.zeros(1, 1, 1)
@@ -221,15 +229,27 @@ def view_guided(model: Callable, text: Tensor, words: Tensor, empty: Tensor, gui
     three = torch.cat([empty.expand_as(text), text, others])
 
     def denoise(x_t: Tensor, t) -> Tensor:
+        t = torch.as_tensor(t)
+        t = t.repeat(3) if t.ndim else t
         nothing, asked, other = model(torch.cat([x_t] * 3), t, three).chunk(3)  # (3 B, ...) -> 3 x (B, ...)
         return guide(nothing, asked, guidance_scale) + view_guidance * (asked - other)
 
     return denoise
 
 
+def _answer(predict: Callable, x_t: Tensor, t: Tensor) -> Tensor:
+    """predict(x_t, t); ValueError where it is of another shape, which subtraction would spread silently."""
+    eps_hat = predict(x_t, t)
+    if eps_hat.shape != x_t.shape:
+        raise ValueError(f"predict: got shape {tuple(eps_hat.shape)} back, wanted that of x_t, {tuple(x_t.shape)}")
+    return eps_hat
+
+
 def _signal_left(alphas_cumprod: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """abar_t, on the device of x; ValueError where it is 0, or t no step of the schedule."""
     t = torch.as_tensor(t)
+    if t.is_floating_point() or t.shape not in ((), (1,), x.shape[:1]):
+        raise ValueError(f"t: got {tuple(t.shape)} of {t.dtype}, wanted one whole number, or {len(x)}")
     if bool(((t < 0) | (t >= len(alphas_cumprod))).any()):
         raise ValueError(f"t: got {t.flatten().tolist()[:4]}, wanted 0 to {len(alphas_cumprod) - 1}")
     abar = alphas_cumprod.to(x.device)[t.to(x.device)]

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.diffusion import convert, ddim_step, guided, q_sample
 from gsgen_lib.mesh import render_texture, texture_rays
+from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.prior import Prior
 from gsgen_lib.systems.score_distillation import ViewPrompts
@@ -81,11 +82,11 @@ class RefineConfig:
     supersample: int = 3
 
     def __post_init__(self):
-        for name in ("steps", "views", "every", "denoise", "supersample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted >= 1")
+        check_options(self, "config", ("steps", "views", "every", "denoise", "supersample"))
         if not all(0 < s < 1 for s in self.strength):
-            raise ValueError(f"strength: got {self.strength}, wanted two numbers between 0 and 1")
+            raise ValueError(f"config.strength: got {self.strength}, wanted two numbers between 0 and 1")
+        if not -90 <= self.elevations[0] <= self.elevations[1] <= 90:
+            raise ValueError(f"config.elevations: got {self.elevations}, wanted -90 <= first <= second <= 90")
 
 
 def refine(prior: Prior, caption: str, mesh: Mesh, texture: Tensor, config: RefineConfig = RefineConfig(), size: int = 64,

@@ -92,11 +92,13 @@ def test_pictures_that_cannot_be_cut_out_are_refused_with_the_reason(tmp_path):
     Image.fromarray(noise).save(tmp_path / "noise.png")
     Image.fromarray(np.zeros((40, 40, 4), np.uint8)).save(tmp_path / "nothing.png")
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
-    Image.fromarray(np.full((40, 40, 4), 150, np.uint8)).save(tmp_path / "all.png")
+    nearly = np.full((40, 40, 4), 150, np.uint8)
+    nearly[0, :5, 3] = 0
+    Image.fromarray(nearly).save(tmp_path / "all.png")
     (tmp_path / "text.png").write_text("hello")
     for name, message in (("noise.png", "neither alpha nor a plain background"), ("nothing.png", "transparent everywhere"),
-                          ("plain.png", "nothing stands out"), ("all.png", "object nearly everywhere"), ("text.png", "no picture that Pillow can read"),
-                          ("missing.png", "no picture that Pillow can read")):
+                          ("plain.png", "nothing stands out"), ("all.png", "object nearly everywhere"), ("text.png", "no picture that can be read"),
+                          ("missing.png", "no picture that can be read")):
         with pytest.raises(ValueError, match=message):
             read_picture(tmp_path / name)
 
@@ -180,6 +182,14 @@ def test_the_command_writes_all_its_files_and_refuses_another_seed(tmp_path, mon
     assert json.loads((out / "card.json").read_text())["judge"].startswith("prompt scorer")
     again = sample_dreamgaussian("a red mug", out=out, steps=100, device="cpu")
     assert again["gaussians"] == card["gaussians"] and again["seconds"]["gaussians"] < 2  # stage 1 was finished
+    with pytest.raises(ValueError, match="holds the object of seed 0, wanted 1"):
+        sample_dreamgaussian("a red mug", out=out, steps=100, seed=1, device="cpu")
+    with pytest.raises(ValueError, match="holds the object of prompt 'a red mug', wanted 'a blue mug'"):
+        sample_dreamgaussian("a blue mug", out=out, steps=100, device="cpu")
+    (out / "card.json").write_text("[]")
+    with pytest.raises(ValueError, match="card.json is damaged"):
+        sample_dreamgaussian("a red mug", out=out, steps=100, device="cpu")
+    (out / "card.json").unlink()  # as after an interruption: the checkpoint of stage 1 knows whose it is
     with pytest.raises(ValueError, match="belongs to a run with generator="):
         sample_dreamgaussian("a red mug", out=out, steps=100, seed=1, device="cpu")
 
