@@ -125,7 +125,7 @@ def test_the_reward_makes_samples_show_their_word(teacher, views, tokens, tmp_pa
     @torch.no_grad()
     def read():
         """How surely the teacher reads the word that was asked for."""
-        z = drawn_with_gradient(lambda x, t, text: model(x, t.expand(len(x)), text), noise, tokens(captions), tokens([""] * 32), ABAR, 3)
+        z = drawn_with_gradient(lambda x, t, text: model(x, t.expand(len(x)), text), noise, tokens(captions), tokens([""] * 32), ABAR, 3, 3)
         odds = network(z, tokens([c.rsplit(", ", 1)[0] for c in captions])).log_softmax(1)
         return odds[torch.arange(32), torch.arange(32) % 4].mean().item()
 
