@@ -8,8 +8,8 @@ The shape stays; only texels move. Every few steps new cameras are drawn, and fo
 
 t_s falls, so that late targets keep more of what is there. There are few rounds of many views: repainting what was repainted,
 again and again, grows speckles. So do texels that are finer than pixels, each with a step of Adam of its own: gradients are
-smoothed in the texture first. DreamGaussian takes decode(z_0) itself for a target. Our small autoencoder blurs what
-goes through it; in the difference of two pictures that both did, the blur is gone. Taught in notebook 04. Source:
+smoothed in the texture first. DreamGaussian takes decode(z_0) itself for a target. A small autoencoder pales and redraws what
+goes through it; in the difference of two pictures that both did, this is gone. Taught in notebook 04. Source:
 DreamGaussian (2309.16653), section 3.3.
 """
 

@@ -14,7 +14,8 @@
 # %% [markdown]
 # ## You will be able to
 #
-# - **derive** the gradient of score distillation, and **prove** by autograd that it never enters the network (section 1);
+# - **write** the gradient of score distillation, **explain** what it leaves out, and **prove** by autograd that it never enters
+#   the network (section 1);
 # - **explain** why distillation seeks modes where sampling covers them, and why noise must fall (section 2);
 # - **measure** what large guidance does to colours (section 3);
 # - **make** Gaussians from a prompt, and see fog and its cure (section 4, exercise 1);
@@ -79,14 +80,15 @@ def look(gaussians, cameras=around(8), background=(1.0, 1.0, 1.0)):
 stages = [ball(1000, 0.4, gen()), *(scene.to("cpu") for _, scene in made.snapshots)]
 growing = torch.cat([look(scene, around(1)) for scene in stages])[:8]
 truth = true_toy(caption, np.random.default_rng(SEED), around(8))
-viz.compare({"in the making": growing, "from all sides": look(made.gaussians), "a true toy": truth},
-            [f"step {k * (STEPS // 7)}\n{45 * k}°" for k in range(8)], cell=1.0)
+display(viz.compare({"front view": growing}, [f"step {k * (STEPS // 7)}" for k in range(8)], cell=1.0))
+SIDES = ["0°, front", "45°", "90°, side", "135°", "180°, back", "225°", "270°, side", "315°"]
+viz.compare({"the result": look(made.gaussians), "a true toy": truth}, SIDES, cell=1.0)
 
 # %% [markdown]
-# **What to notice.** The first row is the front view, from the grey ball on; the second is the result from eight sides, front
-# first; the third is a toy of the same caption from the course's generator, which the prior was trained on renders of. A rough
-# outline comes first, colours change until late, and single parts come last. That order is made on purpose, by noise that
-# falls; section 2 says why. A face does not come at all.
+# **What to notice.** The first strip is the front view while it is made, from the grey ball on. The second is the result from
+# eight sides; below it stands a toy of the same caption from the course's generator. The prior was trained on renders of such
+# toys. A rough outline comes first, colours change until late, and single parts come last. That order is made on purpose, by
+# noise that falls; section 2 says why. A face does not come at all.
 #
 # ## 1 · What is wrong with this picture?
 #
@@ -100,8 +102,8 @@ viz.compare({"in the making": growing, "from all sides": look(made.gaussians), "
 # $$2\,(\hat\varepsilon - \varepsilon)\;\Bigl(\frac{\partial\hat\varepsilon}{\partial x_t}\sqrt{\bar\alpha_t}\Bigr)\;
 # \frac{\partial x}{\partial\theta}$$
 #
-# The factor in the middle is the Jacobian of a whole U-Net: dear, and at low noise badly behaved. **Score distillation** (SDS)
-# leaves it out, and weighs by $w(t)$ = `weight`:
+# The factor in the middle is the Jacobian of a whole U-Net: expensive, and at low noise badly behaved. **Score distillation**
+# (SDS) leaves it out, and weighs by $w(t)$ = `weight`:
 #
 # $$g = w(t)\,(\hat\varepsilon - \varepsilon),\qquad \frac{\partial L}{\partial\theta} := g\,\frac{\partial x}{\partial\theta}$$
 #
@@ -145,8 +147,16 @@ print("the gradient of the squared error is another:", bool((slopes["squared err
 # And no weight of the network gets a gradient: a step only *asks* the U-Net, two or three times with guidance, and never goes
 # back through it.
 #
-# Where do the arrows $-g$ point? Take data with two clusters, at $(\pm 1, 0)$, and the exact denoiser of notebook 02.
-# Predict for a point at $(0.6, 0.6)$: at $t = 100$, at $t = 700$?
+# Where do the arrows $-g$ point? That does not depend on the weight; how long they are does. Two weights of the library's
+# `WEIGHTS` appear in this lesson:
+#
+# | `weight` | $w(t)$ | what for |
+# |---|---|---|
+# | `"sigma2"` | $1-\bar\alpha_t$ | DreamFusion's choice, and that of `my_sds_loss`: steps are small at the clean end |
+# | `"x0"` | $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$ | an arrow ends exactly at the denoiser's guess of the clean point |
+#
+# Take data with two clusters, at $(\pm 1, 0)$, and the exact denoiser of notebook 02. Predict for a point at $(0.6, 0.6)$, the
+# black dot: where does its arrow lead at $t = 100$, where at $t = 700$?
 
 # %% alt="Mean arrows of distillation around two clusters: to the nearest at low noise, to the middle of both at high"
 # NBVAL_CHECK_OUTPUT
@@ -167,7 +177,8 @@ with viz.style():
     figure, panels = plt.subplots(1, 2, figsize=(6.4, 3.2), sharey=True)
     for panel, step in zip(panels, (100, 700), strict=True):
         panel.quiver(*field.T, *mean_arrow(field, step).T, angles="xy", scale_units="xy", scale=4, width=0.004, color="#0072B2")
-        panel.scatter(*two.means.T, marker="+", s=60, color="#D55E00")
+        panel.scatter(*two.means.T, marker="+", s=60, color="#D55E00", zorder=3)
+        panel.scatter(0.6, 0.6, s=20, color="#000000", zorder=3)
         panel.set(title=f"t = {step}", xticks=[], yticks=[], aspect="equal")
     plt.show()
 for step in (100, 700):
@@ -176,10 +187,10 @@ for step in (100, 700):
     print(f"t = {step}: the arrow from (0.6, 0.6) aims at x = {aim[0, 0].item():.1f}")
 
 # %% [markdown]
-# **What to notice.** With $w = \sqrt{(1-\bar\alpha)/\bar\alpha}$ (`"x0"`) an arrow goes to the denoiser's guess of the clean
-# point; it is drawn at a quarter of its length. At $t = 100$ it leans to the nearer cluster, at $t = 700$ it aims at the
-# *middle* of both, where there is no data at all. A point near the middle line, like $(0.3, 1)$, gets a mean of both answers
-# even at $t = 100$. High noise knows only what all data have in common.
+# **What to notice.** Arrows (weight `"x0"`) are drawn at a quarter of their length; the crosses are the clusters. At $t = 100$
+# it leans to the nearer cluster, at $t = 700$ it aims at the *middle* of both, where there is no data at all. A point near the
+# middle line, like $(0.3, 1)$, gets a mean of both answers even at $t = 100$. High noise knows only what all data have in
+# common.
 #
 # ## 2 · Seeking a mode, and why noise must fall
 #
@@ -231,7 +242,7 @@ with viz.style():
 # %% [markdown]
 # **What to notice.** Sampled clusters are as wide as the data's. Distilled with falling $t$ they are tighter: every point climbs
 # to a *mode*, and what width is left comes from the noise of the last steps. So distillation gives the typical robot, again
-# and again, and not the variety of robots. With random $t$ most points end *between* the clusters, drawn to the middle by
+# and again, and not the variety of robots. With random $t$ the points end *between* the clusters, drawn to the middle by
 # the noisy half of the steps. Falling $t$ first decides for a cluster, then goes there. `gsgen bench sds` repeats this with
 # three seeds.
 #
@@ -252,8 +263,9 @@ for annealed in (False, True):
 # **What to notice.** With random $t$ guidance carries the points far outside the data. Falling $t$ calls them back at the end,
 # when the denoiser is nearly sure of the cluster, and the two answers that guidance compares agree.
 #
-# And pictures? `paint` distils the prior into four *latents* without any 3D: the smallest possible scene. Predict what guidance
-# 100 does to the colours.
+# And pictures? `paint` distils the prior into four *latents* without any 3D: the smallest possible scene. It takes 80 steps, with
+# falling $t$. (The rate is 0.05 here. Adam's steps are equally long for any guidance; at 0.02 they are too short, in 80 steps, to
+# get far from the data.) Predict what guidance 100 does to the colours, now that falling $t$ has just saved the points.
 
 
 # %%
@@ -284,22 +296,30 @@ def sds_with(scale):
 # %% alt="Four toys, distilled into latents at guidance 1, 10, 30 and 100"
 # NBVAL_CHECK_OUTPUT
 burnt = {s: paint(sds_with(s), lr=0.05) for s in (1, 10, 30, 100)}
-colour = {s: saturation(x) for s, x in burnt.items()}
+colour = {s: saturation(x[:, 16:48, 16:48]) for s, x in burnt.items()}  # of the middle: mostly the toy
 print("saturation grows from guidance 10 to 100:", colour[10] < colour[30] < colour[100])
 print("values at the ends of the range grow from 1 to 100:", clipped(burnt[100]) > clipped(burnt[1]) + 0.005)
-viz.compare({f"s = {s}: {colour[s]:.2f}": x for s, x in burnt.items()}, short, cell=1.25)
+with torch.no_grad():  # what guidance multiplies, near the clean end
+    t, z, point = torch.tensor(40), prior.encode_image(burnt[10].to(DEVICE)), two.means[1:].repeat(300, 1)
+    z, point = (q_sample(x, torch.randn(x.shape, generator=gen()).to(x), levels[t])
+                for x, levels in ((z, prior.alphas_cumprod), (point, abar)))
+    gaps = {"network": prior.predict_eps(z, t, told) - prior.predict_eps(z, t, empty), "exact": right(point, t) - exact(point, t)}
+print("with less without caption at t = 40:", ", ".join(f"{name} {gap.square().mean().sqrt():.1f}" for name, gap in gaps.items()))
+viz.compare({f"guidance {s}\nsaturation {colour[s]:.2f}": x for s, x in burnt.items()}, short, cell=1.25)
 
 # %% [markdown]
-# **What to notice.** Beside each row stands its saturation, 0 for grey and 1 for pure colours. At 1 the prompt is hardly
-# followed: blurred means (most of that row's saturation is background, of which the prompt says nothing). At 10 there are toys.
-# Beyond, the colours grow louder, not truer, and outlines frayed. Our prior needs 10, where
+# **What to notice.** Beside each row stands the saturation of the pictures' middle, 0 for grey and 1 for pure colours. At 1 the
+# prompt is hardly followed: blurred means. At 10 there are toys. Beyond, the colours grow louder, not truer, and outlines fray.
+# Falling $t$ does not call these back as it did the points. Near a cluster and at little noise the exact denoiser gives the same
+# answer with and without a caption; the network does not, and guidance multiplies what is left. Our prior needs 10, where
 # DreamGaussian gives Stable Diffusion 100.
 #
 # ## 4 · In three dimensions
 #
 # Now $x$ is a render. One step: draw cameras, render on a *random* background, encode, ask the prior for noise, step. The prior
 # works on latents $z$ = `encode_image(x)`, and autograd carries the gradient through the encoder and the rasterizer to the
-# Gaussians.
+# Gaussians. `ViewPrompts` gives the caption's text features for each camera; section 5 opens that box. Why the background must
+# be random, the failure at the end of this section shows.
 
 
 # %%
@@ -335,7 +355,7 @@ print("nearly all Gaussians are moved by four views:", bool((scene.means.grad.no
 log = made.log
 jumps = [row["step"] for row, before in zip(log[1:], log[:-1], strict=True) if row["gaussians"] != before["gaussians"]]
 with viz.style():
-    figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.5))
+    figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.5), layout="constrained")
     names = {"gaussians": "Gaussians", "pull": "mean 2D gradient", "loss": "loss"}
     for panel, (key, name) in zip(panels, names.items(), strict=True):
         panel.plot([row["step"] for row in log], [row[key] for row in log], color="#0072B2")
@@ -361,14 +381,15 @@ rows, veil = {}, {}
 for name, scene in (("solid", made.gaussians), ("without the term", fog)):
     alpha = rasterize(scene, around(8).to(DEVICE)).alpha
     veil[name] = ((alpha > 0.1) & (alpha < 0.9)).float().mean().item()
-    rows[name] = torch.cat([look(scene, around(8), (c,) * 3)[:3] for c in (1.0, 0.0)])
+    white, black = (look(scene, around(8), (c,) * 3)[:2] for c in (1.0, 0.0))
+    rows[name] = torch.cat([white, black, white - black])  # the difference is 1 - alpha, what shines through
 print("half-transparent pixels:", ", ".join(f"{name} {share:.0%}" for name, share in veil.items()))
-viz.compare(rows, ["on white", "", "", "on black", "", ""], cell=1.1)
+viz.compare(rows, ["on white\n0°", "\n45°", "on black\n0°", "\n45°", "difference\n0°", "\n45°"], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** Compare the two sides of a row: what turns dark on black, flanks, skirt and veil, was background; the
-# chest stays. The share of half-transparent pixels is half as large again, and this in spite of the random backgrounds. Before
-# one fixed white wall, white fog would cost nothing at all.
+# **What to notice.** The last two columns are white where only background is seen, black where the object stops each ray, and
+# grey where it is a veil. Without the term there is more grey, and the share of half-transparent pixels is half as large again,
+# in spite of the random backgrounds. Before one fixed white wall, white fog would cost nothing at all.
 #
 # ## 5 · An object that is alike on all sides
 #
@@ -398,7 +419,7 @@ for azimuth in (0, 45, 315, 180):
 # prompt, by the difference to the same caption with the *other* view words, $a$ = `view_guidance` (one more call, $o$, at the
 # mean of their text features):
 #
-# $$\hat\varepsilon = u + s\,(c - u) + a\,(c - o)$$
+# $$\hat\varepsilon = u + \gamma\,(c - u) + a\,(c - o),\qquad \gamma = \texttt{guidance\_scale}$$
 #
 # Provoke the failure first: the same robot, the same seed, no view words. Predict how the eight sides differ.
 
@@ -411,11 +432,10 @@ turned = {"no view words": look(unsaid, ring), "view words": look(made.gaussians
 seen = {name: fronts(scorer, x.to(DEVICE), caption) for name, x in turned.items()}
 for name, x in seen.items():
     print(f"{name:<14} front differs from back: {x['contrast'] > 0.1}")
-viz.compare({f"{name}\n{seen[name]['contrast']:.2f}": x[::3] for name, x in turned.items()},
-            [f"{45 * k}°" for k in range(8)], cell=1.0)
+viz.compare({f"{name}\ncontrast {seen[name]['contrast']:.2f}": x[::3] for name, x in turned.items()}, SIDES, cell=1.0)
 
 # %% [markdown]
-# **What to notice.** The number is the contrast: by how much more the front looks like a front, to the judge, than the back does.
+# **What to notice.** Contrast is by how much more the front looks like a front, to the judge, than the back does.
 # Without view words an egg on dark feet stands there, alike from all sides. DreamFusion's users met objects with a face on each
 # side; our prior's mean toy has none, since a face is small. The reason is the same, and so is the cure: said views give a pale
 # front and a red back, most of a true toy's contrast. Eyes and arms they do not give.
@@ -458,15 +478,19 @@ def ism_with(scale, interval=60):
     return lambda z, t, g: ism_gradient(ask, plain, z, max(t, interval), interval, levels, 2, "sigma2")
 
 
-painted = {"SDS, s = 10": paint(sds_with(10)), "ISM, s = 3": paint(ism_with(3))}
-marks = {name: (sharpness(x).mean().item(), np.mean([caption_score(scorer, x[i:i + 1].to(DEVICE), shelf[i]) for i in range(4)]))
-         for name, x in painted.items()}
-print("ISM is sharper:", marks["ISM, s = 3"][0] > 1.5 * marks["SDS, s = 10"][0])
-print("and fits the caption nearly as well:", marks["ISM, s = 3"][1] > marks["SDS, s = 10"][1] - 0.04)
-viz.compare({f"{name}\n{a:.3f}, {b:.2f}": painted[name] for name, (a, b) in marks.items()}, short, cell=1.25)
+painted = {"SDS, guidance 10": paint(sds_with(10)), "ISM, guidance 3": paint(ism_with(3))}
+marks = {}
+for name, x in painted.items():
+    fits = np.mean([caption_score(scorer, x[i:i + 1].to(DEVICE), shelf[i]) for i in range(4)])
+    marks[name] = 1000 * sharpness(x).mean().item(), fits
+print("ISM is sharper:", marks["ISM, guidance 3"][0] > 1.5 * marks["SDS, guidance 10"][0])
+print("and fits the caption nearly as well:", marks["ISM, guidance 3"][1] > marks["SDS, guidance 10"][1] - 0.04)
+viz.compare({f"{name}\nsharpness {a:.0f}\ncosine {b:.2f}": painted[name] for name, (a, b) in marks.items()}, short, cell=1.25)
 
 # %% [markdown]
-# **What to notice.** The numbers are sharpness and cosine to the caption. ISM's pictures are more than twice as sharp at nearly
+# **What to notice.** Sharpness is a thousand times the variance of the Laplacian of the grey picture (each pixel's difference
+# to the mean of its four neighbours, times 4): fine detail counts, and so does noise. The cosine is the judge's, between picture
+# and caption. ISM's pictures are more than twice as sharp at nearly
 # the same cosine: edges and stripes where SDS has a haze. They took 80 steps at the same rate, but five calls of the U-Net for
 # each instead of two, and the plain background got stains. (Both weigh by $1-\bar\alpha_t$ here; the formula's $w$ burns at
 # high $t$.)
@@ -498,7 +522,8 @@ def press(_):
 
 button.on_click(press)
 twin = torch.cat([make(text.value), make(text.value, annealed=False), make(text.value, guidance_scale=100.0)])
-display(viz.image_grid(twin, columns=6, labels=["t falls: front", "back", "t random: front", "back", "s = 100: front", "back"]))
+labels = [f"{side}\n{name}" for name in ("t falls", "t random", "guidance 100") for side in ("front", "back")]
+display(viz.image_grid(twin, columns=6, labels=labels))
 display(widgets.VBox([text, scale, falls, words, button, screen]))
 
 # %% [markdown]
@@ -535,8 +560,9 @@ check(nb03.exercise_1, distillation)
 # %% [markdown]
 # ### Exercise 2 · The last step of ISM (20 minutes)
 #
-# `x_s` (B, D) has been inverted to level `abar_s`. Go one DDIM step to `abar_t` with what `plain` says, and return
-# $w\,[\,$`ask`$\,(x_t, t) - $`plain`$\,(x_s, s)]$ with $w = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$. Evidence: "passed".
+# `x_s` (B, D) is a render that has been inverted to step `s`, at level `abar[s]`. Go one DDIM step to level `abar[t]` with what
+# `plain` says, and return $w\,[\,$`ask`$\,(x_t, t) - $`plain`$\,(x_s, s)]$ with $w = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$.
+# Evidence: "passed".
 
 
 # %% exercise="2"
@@ -557,11 +583,19 @@ check(nb03.exercise_2, interval_gradient)
 #
 # 300 points stand exactly *at* the right cluster's centre, $(1, 0)$, and follow SDS (weight `"x0"`) with random $t$ from 500 to
 # 980 only. After 400 steps, their mean lies (a) at the cluster, since they were at a mode, (b) near the origin, (c) far
-# outside, beyond 2. Set `prediction`; then change two lines of a copy of `distil` and run it. Evidence: the mean.
+# outside, beyond 2. Set `prediction`. Then change two things in a copy of `distil`, the start and the times,
+# `random_time(300, g, 500, 980)`, and run it. Evidence: the mean.
 
 # %% exercise="3"
 ### BEGIN SOLUTION
 prediction = "b"
+abar = alphas_cumprod_of(linear_betas(1000)).double()
+two = GaussianMixture(torch.tensor([[-1.0, 0], [1, 0]]).double(), torch.full((2,), 0.2).double(), torch.ones(2).double())
+exact, g, points = two.denoiser(abar), gen(), two.means[1].repeat(300, 1)
+for _ in range(400):
+    noise = torch.randn(points.shape, generator=g, dtype=torch.float64)
+    points = points - 0.2 * sds_gradient(exact, points, random_time(300, g, 500, 980), noise, abar, "x0")
+print(f"their mean: x = {points[:, 0].mean().item():.1f}, y = {points[:, 1].mean().item():.1f}")
 ### STUB
 # prediction = None  # "a", "b" or "c"
 ### END SOLUTION
@@ -574,8 +608,9 @@ check(nb03.exercise_3, prediction)
 # %% [markdown]
 # ### Exercise 4 · Debug (20 minutes)
 #
-# Somebody's robot has a face in front and no back at all, although the view is said. Cameras are drawn from 0 to 360 degrees.
-# Mend `said_shares`, which mixes three words in hard borders at 45 and 135 degrees. Evidence: "passed".
+# Somebody's robot has no back, although the view is said, and seen from 315 to 360 degrees its front looks like a side. Cameras
+# are drawn from 0 to 360 degrees. `said_shares` says one of three words, with hard borders at 45 and 135 degrees. Remove the
+# line with `raise` and the `#` in front of the two lines below it; then mend those. Evidence: "passed".
 
 
 # %% exercise="4"
@@ -585,7 +620,7 @@ def said_shares(azimuth):
     turn = abs((azimuth + 180) % 360 - 180)
     return [float(turn <= 45), float(45 < turn <= 135), float(turn > 135)]
     ### STUB
-    # raise NotImplementedError("exercise 4: remove this line, take the marks off the next ones, and mend them")
+    # raise NotImplementedError("exercise 4: remove this line and the # in front of the next two, and mend them")
     # # turn = abs(azimuth)
     # # return [float(turn <= 45), float(turn > 45), float(turn > 135 and turn <= 45)]
     ### END SOLUTION
@@ -596,9 +631,11 @@ check(nb03.exercise_4, said_shares)
 # %% [markdown]
 # ### Exercise 5 · Open: what moves an object from mode to mode? (45 minutes)
 #
-# Distillation gives the typical object. Make the robot with three seeds, then with $t$ annealed only down to 300 (`low=300`), and
-# with guidance 3. Measure how much the three objects of one setting differ (mean absolute difference of their renders).
-# Evidence: a table of differences, and one sentence: what buys variety, and what does it cost?
+# Distillation gives the typical object. Make the robot with three seeds, `dream(prior, caption, DreamConfig(steps=STEPS),
+# generator=gen(seed))`, then with $t$ annealed only down to 300, `DreamConfig(steps=STEPS, low=300)`, and with
+# `guidance_scale=3.0`. Measure how much the three objects of one setting differ (mean absolute difference of their renders).
+# Evidence: a table of differences, and one sentence: what buys variety, and what does it cost? On two cores each of the nine
+# objects takes some 15 seconds.
 #
 # ## Summary
 #

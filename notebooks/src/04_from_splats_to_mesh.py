@@ -86,12 +86,16 @@ def look(gaussians, cameras):
 
 ring = around(8)
 stages = {"Gaussians": look(scene, ring), "mesh": render_mesh_at(baked, ring), "refined": render_mesh_at(final, ring)}
-viz.compare(stages, [f"{45 * k}°" for k in range(8)], cell=1.0)
+for name, a, b in (("the mesh", "Gaussians", "mesh"), ("the refinement", "mesh", "refined")):
+    print(f"{name} changes a colour by {(stages[b] - stages[a]).abs().mean():.3f} on average")
+print(f"{scene.num} Gaussians became {len(final.mesh.faces)} triangles")
+SIDES = ["0°, front", "45°", "90°, side", "135°", "180°, back", "225°", "270°, side", "315°"]
+viz.compare(stages, SIDES, cell=1.0)
 
 # %% [markdown]
-# **What to notice.** The mesh, whose texture was copied from the Gaussians, has hard edges where they have a haze, and keeps
-# their colours. The refinement redraws mast, sails and hull with more contrast, and adds speckles that no boat has. Form is
-# decided before: bow and stern of this boat are vague, and stay so.
+# **What to notice.** XXANSWER The mesh, whose texture was copied from the Gaussians, has hard edges where they have a haze, and
+# keeps their colours. The refinement redraws mast, sails and hull with more contrast, and adds speckles that no boat has. Form
+# is decided before: bow and stern of this boat are vague, and stay so.
 #
 # ## 1 · A density, and a level
 #
@@ -120,9 +124,9 @@ points = torch.cartesian_prod(axis, axis, axis)  # (1728, 3)
 cmp("density", my_density(points, few).reshape(12, 12, 12), density_field(few, 12), tol=1e-3)
 
 # %% [markdown]
-# On a grid of 96³ points and 1,500 Gaussians that would be 1.3 billion exponents. The library goes through blocks of 16³,
-# each with only the Gaussians that reach it. Which level? Look at a slice through the middle. Predict: does a higher level make
-# the sail thicker or thinner?
+# On a grid of 96³ points and 1,500 Gaussians (yours has the number printed above) that would be 1.3 billion exponents. The
+# library goes through blocks of 16³, each with only the Gaussians that reach it. Which level? Look at a slice through the
+# middle. Predict: does a higher level make the sail thicker or thinner?
 
 # %% alt="Two slices through the density with contours at three levels"
 field = density_field(scene, 96)  # (96, 96, 96), axes x, y, z
@@ -133,14 +137,17 @@ with viz.style():
     for panel, cut, names in zip(panels, (field[:, 48], field[:, :, 48]), ("xz", "xy"), strict=True):
         picture = panel.imshow(cut.T.clamp(max=5), origin="lower", extent=[-0.55, 0.55] * 2, cmap="cividis")
         panel.contour(ticks, ticks, cut.T, levels, colors=["#FFFFFF", "#D55E00", "#000000"], linewidths=1)
+        for level, tone in zip(levels, ("#FFFFFF", "#D55E00", "#000000"), strict=True):
+            panel.plot([], [], color=tone, label=f"level {level}")
         panel.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
+    panels[0].legend(loc="upper left", fontsize=7, frameon=True, facecolor="#999999", labelcolor="#000000")
     figure.colorbar(picture, ax=panels, shrink=0.8, label="density, cut at 5")
     plt.show()
 volumes = [(field > level).float().mean().item() for level in levels]
 print("a higher level encloses less:", volumes == sorted(volumes, reverse=True))
 
 # %% [markdown]
-# **What to notice.** White, orange and black lines are the levels 0.3, 0.7 and 1.5. In the hull the density is far
+# **What to notice.** In the hull the density is far
 # above all of them, so they run close together there. The sails are thin: at 1.5 they are lace, and at 0.7 they have a few holes.
 #
 # ## 2 · Triangles
@@ -185,15 +192,15 @@ def handles(vertices, faces):
     return pieces - (len(vertices) - 3 * len(faces) // 2 + len(faces)) // 2
 
 
-grey, shapes, holes = Material(color=(0.7, 0.7, 0.7, 1.0)), {}, {}
+grey, shapes, holes = Material(color=(0.9, 0.9, 0.9, 1.0)), {}, {}
 for level in levels:
     shape = extract_mesh(field, level, max_faces=10**9)
-    image = torch.from_numpy(render_mesh(Mesh(*shape, materials=[grey]), around(4), 3).rgba)
+    image = torch.from_numpy(render_mesh(Mesh(*shape, materials=[grey]), around(4, 128), 3).rgba)
     holes[level] = handles(*shape)
     shapes[f"level {level}\n{holes[level]} holes"] = on_background(image, torch.ones(4, 3))
     print(f"level {level}: closed {closed(shape[1])}")
 print("more holes at 1.5 than at 0.3:", holes[1.5] > holes[0.3])
-viz.compare(shapes, [f"{90 * n}°" for n in range(4)], cell=1.3)
+viz.compare(shapes, SIDES[::2], cell=1.7)
 
 # %% [markdown]
 # **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. The boat has none at 0.3 and some
@@ -216,8 +223,9 @@ except EmptyField as error:
 # ## 3 · A texture
 #
 # A texture is a flat picture; each triangle has a place in it, its corners' $(u, v)$ in $[0, 1]^2$. `unwrap` cuts the surface
-# into charts that lie flat (xatlas does that). Which colour belongs into a texel? The mean of what 26 cameras see at its point
-# of the surface, weighed by how squarely they see it. $\cos$ is that of the angle between the normal and the ray:
+# into charts that lie flat (xatlas does that). Which colour belongs in a texel? The mean of what 26 cameras see at its point of
+# the surface (8 around, 8 from above, 8 from below, and the two poles), weighed by how squarely they see it. $\cos$ is that of
+# the angle between the normal and the ray:
 #
 # $$w = \cos^2 \text{ where the point is visible and } \cos > \tfrac12,\quad \text{else } 0$$
 
@@ -258,7 +266,9 @@ with viz.style():
 #
 # The texture is as soft as the Gaussians were. A denoiser can do better in one picture than distillation can in the mean over
 # thousands: noise the render a little, denoise it in a few steps, and it looks like a picture again (SDEdit). Make *that* the
-# target, in pixels. The shape stays; only texels move, and a render is an affine function of them:
+# target, in pixels. The shape stays; only texels move. Where a ray meets the mesh is fixed, so each pixel is a fixed mean of
+# some texels, and of the background: the mean of two textures renders as the mean of their two pictures (an *affine* function).
+# Optimising it is easy.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -274,30 +284,34 @@ moved = (texture.grad.abs().sum(-1) > 0).float().mean().item()
 print("four views from the side move some texels, and not all:", 0.2 < moved < 0.8)
 
 # %% [markdown]
-# What to aim at? DreamGaussian takes the denoised picture itself. Ours went through a small autoencoder, which blurs. `refined`
-# takes the render *plus what denoising changed*, where both sides of the difference went through the autoencoder:
+# What to aim at? DreamGaussian takes the denoised picture itself. Ours went through a small autoencoder, which alters any
+# picture. `refined` takes the render *plus what denoising changed*, where both sides of the difference went through the
+# autoencoder:
 #
 # $$\text{target} = x + D(z_0) - D(E(x))$$
 #
-# with $E$ = `encode_image`, $D$ = `decode`, $z_0$ the denoised latents. Predict which of the two targets is sharper.
+# with $E$ = `encode_image`, $D$ = `decode`, $z_0$ the denoised latents. **Sharpness** in this lesson is a thousand times the
+# variance of the Laplacian of the grey picture, as in notebook 03. Predict which of the two targets is sharper.
 
 # %% alt="Renders of the baked mesh, the denoised pictures, and the two targets, from four sides"
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     x = render_texture(baked.texture, rays, white)[0].to(DEVICE)
     text = ViewPrompts(prior, caption)([90.0 * n for n in range(4)], [15.0] * 4)
-    plain = denoised(prior, x, text, 350, 5, 3.0, gen())
-    target = (x + plain - prior.decode(prior.encode_image(x))).clamp(0, 1)
-rows = {"render x": x.cpu(), "denoised": plain.cpu(), "x + difference": target.cpu()}
-sharp = {name: sharpness(y).mean().item() for name, y in rows.items()}
-print("the difference keeps what is sharp:", sharp["x + difference"] > sharp["denoised"])
-viz.compare({f"{name}: {1000 * s:.1f}": rows[name] for name, s in sharp.items()}, [f"{90 * n}°" for n in range(4)], cell=1.3)
+    plain = denoised(prior, x, text, start=350, steps=5, guidance_scale=3.0, generator=gen())
+    blurred = prior.decode(prior.encode_image(x))
+    target = (x + plain - blurred).clamp(0, 1)
+rows = {"render x": x, "D(E(x))": blurred, "denoised D(z0)": plain, "x + D(z0) - D(E(x))": target}
+sharp = {name: 1000 * sharpness(y).mean().item() for name, y in rows.items()}
+print("the target with the difference is the sharper one:", sharp["x + D(z0) - D(E(x))"] > sharp["denoised D(z0)"])
+viz.compare({f"{name}\nsharpness {s:.1f}": rows[name].cpu() for name, s in sharp.items()}, SIDES[::2], cell=1.4)
 
 # %% [markdown]
-# **What to notice.** The number is the sharpness, a thousand times the variance of the Laplacian. The denoised picture has
-# clean sails and a sharp mast, though paler colours, and a hull of another shape that the mesh cannot follow. Adding only the
-# difference keeps the colours of the render, and is the sharpest. Each of the four views was denoised alone: mast and sails do
-# not agree between them, and such quarrels end as speckles in the texture.
+# **What to notice.** The second row is the render after the autoencoder alone, without any noise: flatter and paler areas, and
+# edges that the render does not have. The denoised picture has clean sails and a straight mast, the same pale colours, and a
+# hull of another shape that the mesh cannot follow. Adding only the difference keeps the colours of the render, and is the
+# sharpest. Each of the four views was denoised alone: mast and sails do not agree between them, and such quarrels end as
+# speckles in the texture.
 #
 # `refined` draws 16 such targets from new directions, moves the texture towards them for 30 steps of Adam, and does so again with
 # less noise. What did it gain over the whole object, and does the judge still recognise the caption?
@@ -308,9 +322,9 @@ ring = around(24)
 marks = {}
 for name, mesh in (("baked", baked), ("refined", final)):
     y = render_mesh_at(mesh, ring)
-    marks[name] = sharpness(y).mean().item(), caption_score(scorer, y.to(DEVICE), caption)
+    marks[name] = 1000 * sharpness(y).mean().item(), caption_score(scorer, y.to(DEVICE), caption)
 with viz.style():
-    figure, panels = plt.subplots(1, 2, figsize=(6, 1.6), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(6, 1.6), sharey=True, layout="constrained")
     for k, (panel, what) in enumerate(zip(panels, ("sharpness", "cosine to the caption"), strict=True)):
         panel.barh(list(marks), [m[k] for m in marks.values()], color=["#999999", "#0072B2"])
         panel.set(xlabel=what)
@@ -353,7 +367,8 @@ viz.compare({"from one picture": guessed, "the real chair": truth},
 # ## 6 · A file for others
 #
 # GLB holds mesh and texture in one file. `trimesh` reads it back; so do Blender, game engines, and the 3D viewer of your
-# system. The texture holds the light that the prior painted, so view it unlit.
+# system. The texture holds the light that the prior painted: shading is in its colours. A viewer that adds lamps
+# of its own shades it twice, so choose "unlit" or "flat" there, where it can.
 
 # %%
 import trimesh  # noqa: E402
@@ -398,7 +413,8 @@ display(widgets.VBox([level_slider, most_slider, screen]))
 
 # %% [markdown]
 # **What to notice.** At 1,000 triangles hardly anything is missing from these pictures: the texture carries what you see. At
-# 300 the outline has corners, and at 100 it is a paper boat. Geometry is dear where a silhouette shows it, and only there.
+# 300 the outline has corners, and at 100 it is a paper boat. A triangle is missed where it makes the outline, and hardly
+# anywhere else.
 #
 # ## Exercises
 #
@@ -407,8 +423,9 @@ display(widgets.VBox([level_slider, most_slider, screen]))
 #
 # ### Exercise 1 · Density and slope (25 minutes)
 #
-# The normal of the surface is the direction in which the density falls fastest. Write the density *and* its gradient at points,
-# for spherical Gaussians of radius `scales` (N,). No autograd. Evidence: "passed".
+# The gradient of the density points to where it grows fastest, into the object; turned around it is the outward normal of the
+# surface. Write the density *and* its gradient at points, for spherical Gaussians of standard deviation `scales` (N,). No
+# autograd. Evidence: "passed".
 
 
 # %% exercise="1"
@@ -454,6 +471,14 @@ check(nb04.exercise_2, baked_colours)
 # %% exercise="3"
 ### BEGIN SOLUTION
 prediction = "c"
+from dataclasses import replace  # noqa: E402
+
+from gsgen_lib.systems.dreamgaussian import ball  # noqa: E402
+
+once = ball(500, 0.4, gen())  # any scene will do
+twice = replace(once, opacities=2 * once.opacities)
+shares = [(density_field(some, 96) > level).float().mean().item() for some, level in ((once, 0.7), (twice, 1.4))]
+print(f"inside: {shares[0]:.4f}, doubled: {shares[1]:.4f}")
 ### STUB
 # prediction = None  # "a", "b" or "c"
 ### END SOLUTION
@@ -467,7 +492,8 @@ check(nb04.exercise_3, prediction)
 # ### Exercise 4 · Debug (20 minutes)
 #
 # This mesh stands some half a cell too far along the line, and its walls are staircases. `crossing_1d` shall find where densities
-# `values` (R,) at the places `ticks` (R,) cross the level, along a line, by straight interpolation. Mend it. Evidence: "passed".
+# `values` (R,) at the places `ticks` (R,) cross the level, along a line, by straight interpolation. Remove the line with `raise`
+# and the `#` in front of the two below it, and mend those. Evidence: "passed".
 
 
 # %% exercise="4"
@@ -479,7 +505,7 @@ def crossing_1d(ticks, values, level):
     share = (level - values[where]) / (values[where + 1] - values[where])
     return ticks[where] + share * (ticks[where + 1] - ticks[where])
     ### STUB
-    # raise NotImplementedError("exercise 4: remove this line, take the marks off the next ones, and mend them")
+    # raise NotImplementedError("exercise 4: remove this line and the # in front of the next two, and mend them")
     # # share = values[where] / level
     # # return ticks[where] + share.round() * (ticks[where + 1] - ticks[where])
     ### END SOLUTION
