@@ -21,6 +21,7 @@ View words: DreamFusion (2209.14988) section 3.2. Taught in notebook 02.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +63,15 @@ def view_word(azimuth: float, elevation: float, sides: bool = False) -> str:
     if abs(turn) > 180 - QUARTER:
         return "back view"
     return f"{'right' if turn > 0 else 'left'} side view" if sides else "side view"
+
+
+def without_view(prompt: str) -> str:
+    """A prompt less the view word at its end, if there is one.
+
+    >>> without_view("a red mug, left side view"), without_view("an inside view")
+    ('a red mug', 'an inside view')
+    """
+    return re.sub(r"(^|[,\s]+)((left|right)\s+)?(front|side|back|overhead)\s+view\s*$", "", prompt)
 
 
 def prompt_of(caption: str, azimuth: float, elevation: float, sides: bool = False) -> str:

@@ -14,7 +14,7 @@ from gsgen_lib.diffusion.flow import (
     shift_times,
 )
 from gsgen_lib.diffusion.gaussian import convert, q_sample, velocity
-from gsgen_lib.diffusion.guidance import guide, guided, rescale_guidance
+from gsgen_lib.diffusion.guidance import contrasted, guide, guided, rescale_guidance
 from gsgen_lib.diffusion.mixture import GaussianMixture
 from gsgen_lib.diffusion.samplers import ddim_invert, ddim_sample, ddim_step, ddpm_sample, ddpm_step, timesteps
 from gsgen_lib.diffusion.schedules import (
@@ -28,8 +28,8 @@ from gsgen_lib.diffusion.schedules import (
 )
 
 __all__ = [
-    "EMA", "GaussianMixture", "alphas_cumprod_of", "betas_of", "convert", "cosine_betas", "ddim_invert", "ddim_sample",
-    "ddim_step", "ddpm_sample", "ddpm_step", "flow_loss", "flow_sample", "flow_times", "guide", "guided", "interpolate",
-    "linear_betas", "logit_normal_times", "q_sample", "rescale_guidance", "scaled_linear_betas", "shift_times", "snr",
-    "timesteps", "velocity", "zero_terminal_snr",
+    "EMA", "GaussianMixture", "alphas_cumprod_of", "betas_of", "contrasted", "convert", "cosine_betas", "ddim_invert",
+    "ddim_sample", "ddim_step", "ddpm_sample", "ddpm_step", "flow_loss", "flow_sample", "flow_times", "guide", "guided",
+    "interpolate", "linear_betas", "logit_normal_times", "q_sample", "rescale_guidance", "scaled_linear_betas",
+    "shift_times", "snr", "timesteps", "velocity", "zero_terminal_snr",
 ]

@@ -9,7 +9,12 @@ codes write c + s (c - u): their s is ours minus 1. Large s pushes pictures out 
 `rescale` gives the guided prediction the standard deviation of c again (2305.08891 eq. 15, 16), and
 `interval` guides only in a middle range of noise levels (2404.07724).
 
-Source: Ho and Salimans (2207.12598) eq. 6, whose w is s - 1. Taught in notebook 02.
+All words grow louder at once. With a second prediction o, for the caption less one of its words, that word alone is made louder:
+
+    contrasted = u + s (c - u) + a (c - o)
+
+Source: Ho and Salimans (2207.12598) eq. 6, whose w is s - 1; sums over several conditions: Liu et al. (2206.01714). Taught in
+notebooks 02 and 03.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["guide", "guided", "rescale_guidance"]
+__all__ = ["contrasted", "guide", "guided", "rescale_guidance"]
 
 
 def guide(uncond: Tensor, cond: Tensor, guidance_scale: float, rescale: float = 0.0) -> Tensor:
@@ -86,5 +91,29 @@ def guided(model: Callable, cond, uncond, guidance_scale: float, rescale: float 
         double = torch.cat([time, time]) if time.ndim else time
         u, c = model(torch.cat([x_t, x_t]), double, both).chunk(2)  # (2B, ...) -> 2 x (B, ...)
         return guide(u, c, guidance_scale, rescale)
+
+    return denoise
+
+
+def contrasted(model: Callable, cond: Tensor, uncond: Tensor, other: Tensor, guidance_scale: float, louder: float,
+               rescale: float = 0.0) -> Callable:
+    """A denoiser (x_t, t) -> u + s (c - u) + a (c - o), in one call of 3 B; s = guidance_scale, a = louder.
+
+    cond, uncond, other: conditions (B, ...) of model(x_t, t, condition); t: one, or (B,); rescale: of the first two terms.
+
+    >>> model = lambda x, t, c: x * 0 + c.reshape(-1, 1)
+    >>> front, nothing, back = torch.full((1,), 3.0), torch.zeros(1), torch.ones(1)
+    >>> contrasted(model, front, nothing, back, 2.0, 10.0)(torch.zeros(1, 1), 5)  # 2 * 3 + 10 * (3 - 1)
+    tensor([[26.]])
+    """
+    for name, one in (("uncond", uncond), ("other", other)):
+        if one.shape != cond.shape:
+            raise ValueError(f"{name}: got shape {tuple(one.shape)}, wanted that of cond, {tuple(cond.shape)}")
+    three = torch.cat([uncond, cond, other])
+
+    def denoise(x_t: Tensor, t) -> Tensor:
+        time = torch.as_tensor(t, device=x_t.device)
+        u, c, o = model(torch.cat([x_t] * 3), time.repeat(3) if time.ndim else time, three).chunk(3)  # (3B, ...) -> 3 x (B, ...)
+        return guide(u, c, guidance_scale, rescale) + louder * (c - o)
 
     return denoise

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsgen_lib.data.captioned_views import on_background
+from gsgen_lib.data.captioned_views import on_background, without_view
 from gsgen_lib.data.glb import save_glb
 from gsgen_lib.data.meshes import Material, Mesh
 from gsgen_lib.data.objects import list_objects
@@ -136,8 +135,7 @@ def check_prompt(prompt: str, words: set[str]) -> str:
     >>> check_prompt("A  red mug, left side view", {"a", "red", "mug"})
     'a red mug'
     """
-    view = r"(^|[,\s]+)((left|right)\s+)?(front|side|back|overhead)\s+view\s*$"
-    parts = re.sub(view, "", prompt.lower()).replace(",", " ").split()
+    parts = without_view(prompt.lower()).replace(",", " ").split()
     if not parts:
         raise ValueError(f"prompt: got {prompt!r}, wanted words that say what it is")
     for word in parts:

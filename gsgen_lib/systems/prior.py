@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsgen_lib.diffusion import convert, ddim_sample, ddpm_sample, guided
+from gsgen_lib.data.captioned_views import without_view
+from gsgen_lib.diffusion import contrasted, convert, ddim_sample, ddpm_sample, guided
 from gsgen_lib.metrics import check_images
 
 __all__ = ["Prior", "load_prior", "set_prompts", "views_together"]
@@ -124,12 +125,14 @@ class Prior:
 
     @torch.no_grad()
     def sample(self, prompts: list[str], steps: int = 30, guidance_scale: float = 3.0, sampler: str = "ddim",
-               views: int = 1, rescale: float = 0.0, negative: str = "", eta: float = 0.0,
+               views: int = 1, rescale: float = 0.0, negative: str = "", eta: float = 0.0, view_guidance: float = 1.0,
                generator: torch.Generator | None = None) -> Tensor:
         """Draw one picture for each prompt: (B, H, W, 3) in [0, 1].
 
         sampler: "ddim" or "ddpm"; views > 1: prompts come in groups of that many views of one object
-        (`set_prompts`); rescale: of the guided prediction; negative: the prompt to move away from.
+        (`set_prompts`); rescale: of the guided prediction; negative: the prompt to move away from; view_guidance: how much
+        louder than the rest a prompt's view word is made (`contrasted` with the same prompt without it), where there is one
+        and views = 1.
         The generator lives on the CPU, so a seed gives the same starting noise on every device; what "ddpm" and eta > 0
         draw on the way comes from a generator of the device.
         """
@@ -143,7 +146,11 @@ class Prior:
         def model(x, t, text):
             return self.predict(x, t, text, views)
 
-        denoise = guided(model, cond, uncond, guidance_scale, rescale)
+        bare = [without_view(prompt) for prompt in prompts]
+        if view_guidance and views == 1 and bare != list(prompts):
+            denoise = contrasted(model, cond, uncond, self.encode_prompt(bare), guidance_scale, view_guidance, rescale)
+        else:
+            denoise = guided(model, cond, uncond, guidance_scale, rescale)
         where = generator if generator is None or self.device.type == "cpu" else _generator_on(self.device, generator)
         settings = dict(prediction=self.prediction, generator=where)
         if sampler == "ddpm":

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from gsgen_lib.data.captioned_views import OVERHEAD, VIEW_WORDS
-from gsgen_lib.diffusion import convert, ddim_step, guide, q_sample
+from gsgen_lib.diffusion import contrasted, convert, ddim_step, q_sample
 from gsgen_lib.diffusion.gaussian import spread
 
 __all__ = ["WEIGHTS", "ViewPrompts", "annealed_time", "distillation_loss", "ism_gradient", "ism_loss", "random_time",
@@ -226,15 +226,7 @@ def view_guided(model: Callable, text: Tensor, words: Tensor, empty: Tensor, gui
     if len(words) < 2 or text.shape[1:] != words.shape[1:]:
         raise ValueError(f"words: got shape {tuple(words.shape)}, wanted 2 or more of {tuple(text.shape[1:])}, as in text")
     others = (words.sum(0) - text) / (len(words) - 1)
-    three = torch.cat([empty.expand_as(text), text, others])
-
-    def denoise(x_t: Tensor, t) -> Tensor:
-        t = torch.as_tensor(t)
-        t = t.repeat(3) if t.ndim else t
-        nothing, asked, other = model(torch.cat([x_t] * 3), t, three).chunk(3)  # (3 B, ...) -> 3 x (B, ...)
-        return guide(nothing, asked, guidance_scale) + view_guidance * (asked - other)
-
-    return denoise
+    return contrasted(model, text, empty.expand_as(text), others, guidance_scale, view_guidance)
 
 
 def _answer(predict: Callable, x_t: Tensor, t: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gsgen_lib.data.captioned_views import toy_views
-from gsgen_lib.diffusion import convert
+from gsgen_lib.diffusion import convert, ddim_sample
 from gsgen_lib.systems.prior import Prior, load_prior, set_prompts, views_together
 from gsgen_lib.systems.prior_networks import EncodeDecode, make_autoencoder, make_scheduler, make_unet
 from gsgen_lib.perceptual import lpips
@@ -72,12 +72,12 @@ def test_shapes_and_names(prior):
 def test_sampling_equals_diffusers_own_pipeline(prior):
     """Same noise, same prompts, same steps: StableDiffusionPipeline.__call__ is the oracle."""
     prompts = ["a red mug, front view", "mug"]
-    ours = prior.sample(prompts, steps=8, guidance_scale=4.0, generator=gen(3))
+    ours = prior.sample(prompts, steps=8, guidance_scale=4.0, view_guidance=0.0, generator=gen(3))
     noise = torch.randn(2, *prior.latent_shape, generator=gen(3))
     theirs = prior.pipeline(prompts, latents=noise, num_inference_steps=8, guidance_scale=4.0, height=16, width=16,
                             output_type="pt").images.movedim(1, -1)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
-    plain = prior.sample(prompts, steps=8, guidance_scale=1.0, generator=gen(3))
+    plain = prior.sample(prompts, steps=8, guidance_scale=1.0, view_guidance=0.0, generator=gen(3))
     assert (plain - theirs).abs().max() > 1e-3  # guidance is not lost
 
 
@@ -90,9 +90,30 @@ def test_options_of_sampling_equal_those_of_diffusers(prior, ours, theirs):
     noise = torch.randn(2, *prior.latent_shape, generator=g)  # g then draws what eta asks for
     wanted = prior.pipeline(prompts, latents=noise, num_inference_steps=8, height=16, width=16, output_type="pt", generator=g,
                             **same, **theirs).images.movedim(1, -1)
-    torch.testing.assert_close(prior.sample(prompts, 8, generator=gen(3), **same, **ours), wanted, atol=3e-4, rtol=0)
-    assert (prior.sample(prompts, 8, generator=gen(3), **same) - wanted).abs().max() > 1e-3  # the option does something
+    found = prior.sample(prompts, 8, generator=gen(3), view_guidance=0.0, **same, **ours)
+    torch.testing.assert_close(found, wanted, atol=3e-4, rtol=0)
+    without = prior.sample(prompts, 8, generator=gen(3), view_guidance=0.0, **same)
+    assert (without - wanted).abs().max() > 1e-3  # the option does something
 
+
+@pytest.mark.parametrize("a", [0.0, 1.0, 2.5])
+def test_the_view_word_is_louder_by_its_difference_to_the_bare_caption(prior, a):
+    """Three answers, asked one by one and added up by hand; a prompt without a view word stays as it was."""
+    prompts, bare, s = ["a red mug, back view", "mug"], ["a red mug", "mug"], 4.0
+    c, p, u = (prior.encode_prompt(text) for text in (prompts, bare, ["", ""]))
+
+    def by_hand(x, t):
+        with torch.no_grad():
+            with_it, without, nothing = (prior.predict(x, t, text) for text in (c, p, u))
+        return (s + a) * with_it - a * without + (1 - s) * nothing
+
+    noise = torch.randn(2, *prior.latent_shape, generator=gen(3))
+    wanted = prior.decode(ddim_sample(by_hand, noise, prior.alphas_cumprod, 8, prior.prediction)).detach()
+    found = prior.sample(prompts, 8, s, view_guidance=a, generator=gen(3))
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+    plain = prior.sample(prompts, 8, s, view_guidance=0.0, generator=gen(3))
+    assert ((found - plain)[0].abs().max() > 1e-3) == (a > 0)
+    torch.testing.assert_close(found[1], plain[1], atol=2e-4, rtol=0)
 
 def test_views_are_drawn_together_when_asked(prior):
     prompts = set_prompts("a red mug")
