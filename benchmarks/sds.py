@@ -16,6 +16,7 @@ over prompts in part 3.
 """
 
 import hashlib
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -239,7 +240,7 @@ def objects_part(prior, judge, folder: Path, sheet: Path | None) -> tuple[list, 
                                                                                                 strict=True))))
     if sheet is not None:
         pictures = torch.cat([made[c]["thumbnails"][[2, 10]].float() for c in seen + held_out])  # 30 and 150 degrees
-        words = [w for c in seen + held_out for w in (c.removeprefix("an ").removeprefix("a "), "")]
+        words = [w for c in seen + held_out for w in (textwrap.fill(c.removeprefix("an ").removeprefix("a "), 18), "")]
         sheet.parent.mkdir(parents=True, exist_ok=True)
         sheet.write_bytes(viz.image_grid(pictures, columns=8, labels=words, cell=1.15).png)
     bars = [bar("stage 1, slowest, s", slow[0], 90, slow[0] <= 90),

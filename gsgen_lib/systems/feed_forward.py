@@ -1,0 +1,223 @@
+"""A few posed pictures become Gaussians in one pass of a network (LGM, GRM).
+
+Problem. Optimisation needs seconds to minutes for each object, and invents nothing. A network that has seen many objects
+predicts, for each pixel of each input view, one Gaussian on that pixel's ray:
+
+    t_0      = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view.sweep`
+    LGM      : mean = o + t_0 d + OFFSET tanh(a),           a (3)        "unet", attention across views at its coarse levels
+    GRM      : mean = o + (t_0 + OFFSET tanh(a)) d,         a (1)        "transformer", attention across views everywhere
+    opacity  = sigmoid(b + 8 (alpha - 1/2)),     scales = 0.1 softplus(c - 1.9),     quats = normalised (1, 0, 0, 0) + q
+    color    = input pixel + tanh(r) / 2
+
+A pixel that shows background starts transparent, one that shows the object opaque and about a pixel wide, with its own colour:
+the untrained network is already a crude reconstruction. What is learned are corrections. With `geometry=False` the network sees
+pictures and rays only and starts at the middle of each ray: the comparison that shows what the hull and the sweep are worth.
+
+Loss, over inputs and novel views, on white (LGM section 3.3):
+
+    L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS
+
+Only the `budget` most opaque Gaussians of each view are rendered: most pixels show background.
+
+Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3. Scaled here to 64 pixels, 3 M parameters and 2 cores; added: the
+hull and the sweep. Taught in notebook 05.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsgen_lib.nn.cross_view import sweep
+from gsgen_lib.nn.multiview import MultiViewUNet
+from gsgen_lib.options import check_options
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.scene.gaussians import Gaussians
+
+BACKBONES = ("unet", "transformer")
+OFFSET = 0.5
+WIDTH = -1.9  # 0.1 softplus(-1.9) = 0.014 is 0.7 of the width of a pixel of 64 at distance 1.8 under 40 degrees
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """backbone: of BACKBONES; size: pixels of the inputs, a multiple of 16; widths: channels of the U-Net at size / 2, / 4, / 8;
+    width, layers, heads: of the transformer; geometry: hull and sweep as inputs, and the start of the depth; depths: points on
+    each ray of the sweep; budget: Gaussians rendered per input view; weight_lpips: of the loss."""
+
+    backbone: str = "unet"
+    size: int = 64
+    widths: tuple[int, int, int] = (48, 96, 144)
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    geometry: bool = True
+    depths: int = 24
+    budget: int = 1536
+    weight_lpips: float = 0.05
+
+    def __post_init__(self):
+        check_options(self, "config", ("size", "width", "layers", "heads", "depths", "budget"))
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"config.backbone: got {self.backbone!r}, wanted one of {', '.join(BACKBONES)}")
+        if self.size % 16 or self.width % self.heads:
+            raise ValueError(f"config.size, width: got {self.size}, {self.width}, wanted multiples of 16 and of heads, "
+                             f"{self.heads}")
+
+
+class FeedForward(nn.Module):
+    """Pictures with cameras -> Gaussians. Call `reconstruct`, or `forward` for training.
+
+    >>> config = FeedForwardConfig(size=16, widths=(16, 16, 16), depths=4)
+    >>> cameras = Cameras.stack([Cameras.orbit(4, width=16, height=16)])
+    >>> FeedForward(config)(torch.rand(1, 4, 16, 16, 4), cameras).num  # 4 views of 256 pixels
+    1024
+    """
+
+    def __init__(self, config: FeedForwardConfig = FeedForwardConfig()):
+        super().__init__()
+        self.config = c = config
+        extra = 2 * c.depths + 1 if c.geometry else 0  # at half size
+        if c.backbone == "unet":
+            self.network = MultiViewUNet(40 + extra, 64, c.widths, (False, True, True), 1)
+        else:
+            self.network = Transformer(40 + extra, 64, c)
+        self.fine = nn.Sequential(nn.Conv2d(16 + 10, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 14, 3, 1, 1))
+        with torch.no_grad():  # the untrained network's corrections are small
+            self.fine[-1].weight.mul_(0.1)
+            self.fine[-1].bias.zero_()
+
+    def forward(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
+        """rgba (B, V, S, S, 4) straight alpha in [0, 1]; cameras of batch (B,), V views -> V S^2 Gaussians each, batch (B,)."""
+        b, v, s = rgba.shape[:3]
+        rgb, alpha = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], rgba[..., 3:]  # on white
+        with torch.autocast(rgba.device.type, enabled=False):  # rays in half precision would miss their pixels
+            inputs = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1)  # (B, V, S, S, 10)
+            origin, ray = cameras.rays()
+            start = -(origin * ray).sum(-1, keepdim=True)  # (B, V, S, S, 1), the middle of the ray
+            flat = inputs.reshape(b * v, s, s, 10).movedim(-1, 1)
+            x = F.pixel_unshuffle(flat, 2)  # (B V, 40, S/2, S/2)
+            if self.config.geometry:
+                features, depth = sweep(rgba, cameras, self.config.depths, s // 2)
+                start = depth.repeat_interleave(2, 2).repeat_interleave(2, 3)
+                known = torch.cat([2 * features - 1, depth - 1.8], -1)  # distances of the course's cameras are about 1.8
+                x = torch.cat([x, known.reshape(b * v, s // 2, s // 2, -1).movedim(-1, 1)], 1)
+        x = F.pixel_shuffle(self.network(x, v), 2)  # (B V, 16, S, S)
+        raw = self.fine(torch.cat([x, flat], 1)).float().movedim(1, -1).reshape(b, v, s, s, 14)
+        own = torch.where(alpha > 0, rgba[..., :3], 1.0)  # a pixel at the rim has the object's colour, not one mixed with white
+        return self.splats(raw, own, alpha, origin, ray, start)
+
+    def splats(self, raw: Tensor, rgb: Tensor, alpha: Tensor, origin: Tensor, ray: Tensor, start: Tensor) -> Gaussians:
+        """The equations of the header, for raw (B, V, S, S, 14): 3 offset, 1 opacity, 3 scales, 4 quaternion, 3 colour."""
+        a, o, c, q, r = raw.split((3, 1, 3, 4, 3), -1)
+        if self.config.backbone == "unet":
+            means = origin + start * ray + OFFSET * torch.tanh(a)
+        else:
+            means = origin + (start + OFFSET * torch.tanh(a[..., :1])) * ray
+        opacities = torch.sigmoid(o + 8 * (alpha - 0.5))[..., 0]
+        quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
+        parts = (means, quats, 0.1 * F.softplus(c + WIDTH), opacities, rgb + 0.5 * torch.tanh(r))
+        return Gaussians(*(part.flatten(1, 3) for part in parts))
+
+    @torch.no_grad()
+    def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
+        """One object: rgba (V, S, S, 4), 1 to 8 views, and their cameras -> Gaussians, as many as are rendered in training, with
+        colours in [0, 1]. ValueError naming what does not fit."""
+        s = self.config.size
+        if rgba.ndim != 4 or rgba.shape[1:] != (s, s, 4) or not 1 <= len(rgba) <= 8:
+            raise ValueError(f"rgba: got shape {tuple(rgba.shape)}, wanted (1 to 8, {s}, {s}, 4)")
+        if cameras.batch_shape or len(cameras) != len(rgba) or (cameras.width, cameras.height) != (s, s):
+            raise ValueError(f"cameras: got {len(cameras)} of {cameras.width} x {cameras.height}, wanted {len(rgba)} of {s} x "
+                             f"{s}")
+        scene = most_opaque(self(rgba[None], Cameras.stack([cameras])), self.config.budget * len(rgba))[0]
+        return Gaussians(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors.clamp(0, 1))
+
+
+class Transformer(nn.Module):
+    """(B V, in, H, W) -> (B V, out, H, W): patches of 4 x 4 become tokens, those of all views attend to one another (GRM); then
+    two steps up, each by a factor of 2, with attention inside windows of 8 x 8 between them.
+
+    >>> Transformer(5, 7, FeedForwardConfig(width=24, layers=1, heads=2))(torch.randn(6, 5, 8, 8), 3).shape
+    torch.Size([6, 7, 8, 8])
+    """
+
+    def __init__(self, channels: int, out: int, config: FeedForwardConfig):
+        super().__init__()
+        w = config.width
+        self.enter = nn.Conv2d(channels, w, 4, 4)
+        self.layers = nn.ModuleList(TransformerLayer(w, config.heads) for _ in range(config.layers))
+        self.up = nn.Conv2d(w, 4 * (w // 2), 1)
+        self.window = TransformerLayer(w // 2, max(1, config.heads // 2))
+        self.leave = nn.Sequential(nn.GroupNorm(1, w // 2), nn.Conv2d(w // 2, 4 * out, 1))
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        x = self.enter(x)  # (B V, w, h, h'), h = H / 4
+        n, w, h, h2 = x.shape
+        tokens = x.reshape(n // views, views, w, h * h2).movedim(2, -1).reshape(n // views, -1, w)  # rays tell where a token is
+        for layer in self.layers:
+            tokens = layer(tokens)
+        x = tokens.reshape(n // views, views, h * h2, w).movedim(-1, 2).reshape(n, w, h, h2)
+        x = F.pixel_shuffle(self.up(x), 2)  # (B V, w / 2, 2 h, 2 h')
+        side = min(8, 2 * h)
+        a, b = 2 * h // side, 2 * h2 // side
+        windows = x.reshape(n, -1, a, side, b, side).permute(0, 2, 4, 3, 5, 1).reshape(n * a * b, side * side, -1)
+        windows = self.window(windows).reshape(n, a, b, side, side, -1)
+        x = windows.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, 2 * h, 2 * h2)
+        return F.pixel_shuffle(self.leave(x), 2)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a two-layer network, each behind a norm and with a skip: (B, T, C) -> the same.
+
+    >>> TransformerLayer(8, 2)(torch.randn(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2, self.heads = nn.LayerNorm(width), nn.LayerNorm(width), heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in self.qkv(self.norm1(x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def most_opaque(scenes: Gaussians, count: int) -> Gaussians:
+    """The `count` most opaque Gaussians of each scene of a batch (B,); all, if there are fewer.
+
+    >>> some = Gaussians.stack([Gaussians.random(9, generator=torch.Generator().manual_seed(0))])
+    >>> most_opaque(some, 4).opacities.shape
+    torch.Size([1, 4])
+    """
+    if count >= scenes.num:
+        return scenes
+    best = scenes.opacities.topk(count, dim=1, sorted=False).indices  # (B, count)
+    return scenes.map(lambda x: x.gather(1, best.reshape(*best.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])))
+
+
+def reconstruction_loss(model, config: FeedForwardConfig, truth: Tensor, cameras: Cameras, inputs: Tensor,
+                        given: Cameras) -> dict[str, Tensor]:
+    """The loss of the header.
+
+    model(rgba, cameras) -> Gaussians, a `FeedForward` or its wrapper for several GPUs; truth (B, V, S, S, 4) and cameras hold the
+    true views, those of the inputs first; inputs (B, m, S, S, 4) and given: what the model gets, bent or not.
+    Returns {"loss", "psnr"}; psnr: of the mean squared error of the views that were not given, for the log.
+    """
+    count = inputs.shape[1]
+    scenes = most_opaque(model(inputs, given), config.budget * count)
+    out = rasterize(scenes, cameras, (1.0, 1.0, 1.0), check=False)
+    alpha = truth[..., 3:]
+    white = truth[..., :3] * alpha + 1 - alpha
+    off = (out.rgb - white).square()
+    loss = off.mean() + (out.alpha - alpha).square().mean()
+    if config.weight_lpips:
+        loss = loss + config.weight_lpips * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1), validate=False)
+    return {"loss": loss, "psnr": -10 * torch.log10(off[:, count:].mean().detach().clamp_min(1e-9))}

@@ -1,0 +1,198 @@
+"""gsgen train feedforward: toys and real training objects, inputs and truths, augmentation.
+
+    gsgen train feedforward --backbone unet|transformer --preset tiny|cpu|gpu
+
+A batch holds as many toys as real objects. Its inputs are four views at right angles in `FOURS` of the batches, else 1 to 8 views
+from anywhere, so that one network serves any number; the truths are the inputs and as many other views.
+
+Inputs that a generator paints do not agree with each other, nor with their cameras. So that the network forgives both, the views
+after the first are sometimes (`augment`) bent, or their cameras turned (LGM section 3.3):
+
+    grid warp      8 to 16 strips along each axis, each wider or narrower by up to `strength`
+    orbit jitter   a camera turned about the object by up to 18 degrees around the y axis, 9 around its own right axis
+
+Taught in notebook 05. Source: LGM (2402.05054).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.multiview import MultiView, load_views, toy_views
+from gsgen_lib.data.view_sets import ViewSet
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, most_opaque, reconstruction_loss
+from gsgen_lib.training import TrainConfig, seeded, train
+
+FOURS = 0.7
+TOY_SEED = 6_000_000
+PRESETS = {
+    "tiny": dict(model=dict(size=32, widths=(16, 24, 32), width=48, layers=2, heads=4, depths=8), toys=8, real=8, steps=5,
+                 batch=2, lr=1e-3),
+    "cpu": dict(model={}, toys=1200, real=None, steps=12_000, batch=4, lr=1e-3),
+    "gpu": dict(model=dict(widths=(96, 192, 288), width=384, layers=12), toys=4000, real=None, steps=40_000, batch=16,
+                lr=5e-4),
+}
+
+
+def grid_warp(images: Tensor, strength: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+    """Pictures (N, H, W, C), each bent along both axes by 8 to 16 strips of random width.
+
+    >>> x = torch.rand(2, 16, 16, 4)
+    >>> torch.allclose(grid_warp(x, 0.0), x, atol=1e-5)
+    True
+    """
+    n, h, w, _ = images.shape
+    grid = torch.stack(torch.meshgrid(*[_pixel_centres(k) for k in (h, w)], indexing="ij"), -1).repeat(n, 1, 1, 1)  # y, x
+    for axis, size in ((0, h), (1, w)):
+        knots = int(torch.randint(8, 17, (1,), generator=generator))
+        strips = 1 + strength * (2 * torch.rand(n, knots, generator=generator) - 1)
+        edges = F.pad(strips.cumsum(1), (1, 0)) / strips.sum(1, keepdim=True) * 2 - 1  # (N, K + 1) in [-1, 1]
+        place = (_pixel_centres(size) + 1) / 2 * knots  # (size,)
+        k = place.floor().long().clamp(max=knots - 1)
+        moved = torch.lerp(edges[:, k], edges[:, k + 1], (place - k).expand(n, -1))  # (N, size)
+        grid[..., axis] = moved[:, :, None] if axis == 0 else moved[:, None]
+    bent = F.grid_sample(images.movedim(-1, 1), grid.flip(-1).to(images), padding_mode="border", align_corners=False)
+    return bent.movedim(1, -1)
+
+
+def _pixel_centres(size: int) -> Tensor:
+    return (torch.arange(size) + 0.5) / size * 2 - 1
+
+
+def orbit_jitter(cameras: Cameras, around: float = 0.1 * math.pi, over: float = 0.05 * math.pi,
+                 generator: torch.Generator | None = None) -> Cameras:
+    """Cameras turned about the origin by random angles up to `around` (about y) and `over` (about their own right axis), radians.
+
+    >>> near = orbit_jitter(Cameras.orbit(3), generator=torch.Generator().manual_seed(0)).centers.norm(dim=-1)
+    >>> torch.allclose(near, torch.full((3,), 1.8), atol=1e-5)
+    True
+    """
+    W = cameras.viewmats
+    a, b = ((2 * torch.rand(W.shape[:-2], generator=generator) - 1).to(W) * most for most in (around, over))
+    zero, one = torch.zeros_like(a), torch.ones_like(a)
+    about_y = torch.stack([a.cos(), zero, a.sin(), zero, one, zero, -a.sin(), zero, a.cos()], -1).unflatten(-1, (3, 3))
+    about_x = torch.stack([one, zero, zero, zero, b.cos(), -b.sin(), zero, b.sin(), b.cos()], -1).unflatten(-1, (3, 3))
+    R, t = W[..., :3, :3], W[..., :3, 3:]
+    turned = torch.cat([about_x @ R @ about_y, about_x @ t], -1)  # x_cam = Rx (R Ry x + t): the object, seen from elsewhere
+    return replace(cameras, viewmats=torch.cat([turned, W[..., 3:, :]], -2))
+
+
+def augmented(rgba: Tensor, cameras: Cameras, chance: float, generator: torch.Generator | None = None) -> tuple[Tensor, Cameras]:
+    """Inputs (B, V, S, S, 4) and cameras of which those after the first view of an object are bent, or turned, each with this
+    chance for the object."""
+    b, v = rgba.shape[:2]
+    bend, turn = (torch.rand(b, generator=generator) < chance for _ in range(2))
+    rgba, W = rgba.clone(), cameras.viewmats.clone()
+    if v > 1 and bend.any():
+        rgba[bend, 1:] = grid_warp(rgba[bend, 1:].flatten(0, 1), 0.5, generator).unflatten(0, (-1, v - 1))
+    if v > 1 and turn.any():
+        W[turn, 1:] = orbit_jitter(replace(cameras, viewmats=W[turn, 1:], Ks=cameras.Ks[turn, 1:]), generator=generator).viewmats
+    return rgba, replace(cameras, viewmats=W)
+
+
+def batches(sets: list[ViewSet], batch: int, chance: float):
+    """draw_batch for `training.train`: (rgba (B, V, S, S, 4) truth, cameras, inputs, cameras of the inputs), inputs first."""
+    plans = {}
+    for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
+        plans[count, how] = [MultiView(one, count, min(4, count) if count > 1 else 3, how, background=None) for one in sets]
+
+    def draw_batch(generator):
+        if float(torch.rand(1, generator=generator)) < FOURS:
+            plan = plans[4, "orthogonal"]
+        else:
+            plan = plans[(1, 2, 3, 4, 6, 8)[int(torch.randint(6, (1,), generator=generator))], "random"]
+        share = batch // len(plan)
+        drawn = [one.batch(torch.randint(len(one), (share,), generator=generator), generator) for one in plan]
+        rgba = torch.cat([d.images for d in drawn])
+        cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
+                          Ks=torch.cat([d.cameras.Ks for d in drawn]))
+        count = drawn[0].n_inputs
+        inputs, turned = augmented(rgba[:, :count], cameras[:count], chance, generator)
+        return rgba, cameras.viewmats, cameras.Ks, inputs, turned.viewmats, count
+
+    return draw_batch
+
+
+def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: str = "cpu", steps: int | None = None,
+                       augment: float = 0.2, geometry: bool = True, seed: int = 0, minutes: float | None = None,
+                       device: str | None = None) -> dict:
+    """Train one backbone; returns its card.
+
+    out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
+    inputs are bent, and that their cameras are turned; geometry: hull and sweep; minutes: stop after so many, resumable.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
+    if not 0 <= augment <= 1:
+        raise ValueError(f"augment: got {augment}, wanted 0 to 1")
+    p, out = PRESETS[preset], Path(out or f"runs/feedforward_{backbone}")
+    config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"])
+    real = load_views("train", limit=p["real"])
+    toys = toy_views(p["toys"], TOY_SEED + seed, config.size, folder=out.parent / f"toys_{config.size}_{p['toys']}")
+    if config.size != real.images.shape[2]:
+        real = smaller(real, config.size)
+    model = seeded(lambda: FeedForward(config), seed)
+
+    def loss_fn(network, data, generator):
+        rgba, viewmats, Ks, inputs, turned, count = data
+        cameras = Cameras(viewmats, Ks, config.size, config.size)
+        given = Cameras(turned, Ks[:, :count], config.size, config.size)
+        return reconstruction_loss(network, config, rgba, cameras, inputs, given)
+
+    plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=200, weight_decay=0.05, ema_decay=0.999,
+                       checkpoint_every=250, seed=seed, precision="bf16")
+    result = train(model, loss_fn, batches([real, toys], p["batch"], augment), plan, out, sheet_of(real, config), minutes, device)
+    if result.step < plan.steps:
+        print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
+        return {}
+    return save_feed_forward(model, out / "model", {
+        "name": f"feedforward_{backbone}", "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}",
+        "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"]})
+
+
+def save_feed_forward(model: FeedForward, folder: Path, facts: dict) -> dict:
+    """Weights in half precision, config.json and card; returns the card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
+    return pretrained.write_card(folder, facts | {"parameters": sum(p.numel() for p in model.parameters())})
+
+
+def smaller(views: ViewSet, size: int) -> ViewSet:
+    """A view set with pictures of size x size pixels."""
+    n, v = views.images.shape[:2]
+    x = views.images.flatten(0, 1).movedim(-1, 1).float()
+    x = torch.cat([x[:, :3] * x[:, 3:] / 255, x[:, 3:]], 1)  # scaled with premultiplied colours
+    x = F.interpolate(x, size=(size, size), mode="area")
+    x = torch.cat([(x[:, :3] / x[:, 3:].clamp_min(1e-3) * 255).clamp(0, 255), x[:, 3:]], 1)
+    x = x.round().to(torch.uint8).movedim(1, -1).unflatten(0, (n, v))
+    return replace(views, images=x, cameras=views.cameras.resize(size, size))
+
+
+def sheet_of(views: ViewSet, config: FeedForwardConfig):
+    """sheet(model) for `training.train`: truth and reconstruction of two objects, the four inputs and four other views."""
+    from gsgen_lib.systems.autoencoder_training import grid
+
+    some = MultiView(views, 4, 4, "orthogonal", background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def sheet(model):
+        device = next(model.parameters()).device
+        rgba, cameras = some.images.to(device), some.cameras.to(device)
+        scenes = most_opaque(model(rgba[:, :4], cameras[:4]), 4 * config.budget)
+        got = rasterize(scenes, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1).cpu()
+        truth = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).cpu()
+        return grid(torch.stack([truth, got], 1).flatten(0, 2), 8)
+
+    return sheet
