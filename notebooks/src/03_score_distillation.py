@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 · Score distillation
 #
-# CPU about 110 s · GPU not needed, used where there is one · the prior was trained for some hours, its checkpoint is
+# CPU about 120 s · GPU not needed, used where there is one · the prior was trained for some hours, its checkpoint is
 # shipped
 #
 # <!-- colab-badge -->
@@ -15,10 +15,10 @@
 # ## You will be able to
 #
 # - **write** the gradient of score distillation, **explain** what it leaves out, and **prove** by autograd that it never enters
-#   the network (section 1);
-# - **explain** why distillation seeks modes where sampling covers them, and why noise must fall (section 2);
+#   the network (section 1, exercise 1);
+# - **explain** why distillation seeks modes where sampling covers them, and why noise must fall (section 2, exercise 3);
 # - **measure** what large guidance does to colours (section 3);
-# - **make** Gaussians from a prompt, and see fog and its cure (section 4, exercise 1);
+# - **make** Gaussians from a prompt, and see fog and its cure (section 4);
 # - **provoke** an object that is alike from all sides, and cure it by saying the view (section 5, exercise 4);
 # - **compare** score distillation with interval score matching (section 6, exercise 2).
 #
@@ -87,8 +87,9 @@ viz.compare({"the result": look(made.gaussians), "a true toy": truth}, SIDES, ce
 # %% [markdown]
 # **What to notice.** The first strip is the front view while it is made, from the grey ball on. The second is the result from
 # eight sides; below it stands a toy of the same caption from the course's generator. The prior was trained on renders of such
-# toys. A rough outline comes first, colours change until late, and single parts come last. That order is made on purpose, by
-# noise that falls; section 2 says why. A face does not come at all.
+# toys. The outline comes first (step 21), then parts (antenna and legs, 63 to 105), and colours change to the end: brown was
+# asked for, a greyish green with a red back came. The order is made on purpose, by noise that falls; section 2 says why. A face
+# does not come at all.
 #
 # ## 1 · What is wrong with this picture?
 #
@@ -103,7 +104,7 @@ viz.compare({"the result": look(made.gaussians), "a true toy": truth}, SIDES, ce
 # \frac{\partial x}{\partial\theta}$$
 #
 # The factor in the middle is the Jacobian of a whole U-Net: expensive, and at low noise badly behaved. **Score distillation**
-# (SDS) leaves it out, and weighs by $w(t)$ = `weight`:
+# (SDS) leaves it out, and weights by $w(t)$ = `weight`:
 #
 # $$g = w(t)\,(\hat\varepsilon - \varepsilon),\qquad \frac{\partial L}{\partial\theta} := g\,\frac{\partial x}{\partial\theta}$$
 #
@@ -179,7 +180,9 @@ with viz.style():
         panel.quiver(*field.T, *mean_arrow(field, step).T, angles="xy", scale_units="xy", scale=4, width=0.004, color="#0072B2")
         panel.scatter(*two.means.T, marker="+", s=60, color="#D55E00", zorder=3)
         panel.scatter(0.6, 0.6, s=20, color="#000000", zorder=3)
-        panel.set(title=f"t = {step}", xticks=[], yticks=[], aspect="equal")
+        panel.quiver(0.6, 0.6, *mean_arrow(torch.tensor([[0.6, 0.6]]).double(), step)[0], angles="xy", scale_units="xy", scale=1,
+                     width=0.008, zorder=3)
+        panel.set(title=f"t = {step}", xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
     plt.show()
 for step in (100, 700):
     start = torch.tensor([[0.6, 0.6]]).double()
@@ -187,10 +190,10 @@ for step in (100, 700):
     print(f"t = {step}: the arrow from (0.6, 0.6) aims at x = {aim[0, 0].item():.1f}")
 
 # %% [markdown]
-# **What to notice.** Arrows (weight `"x0"`) are drawn at a quarter of their length; the crosses are the clusters. At $t = 100$
-# it leans to the nearer cluster, at $t = 700$ it aims at the *middle* of both, where there is no data at all. A point near the
-# middle line, like $(0.3, 1)$, gets a mean of both answers even at $t = 100$. High noise knows only what all data have in
-# common.
+# **What to notice.** Blue arrows (weight `"x0"`) are drawn at a quarter of their length, the black one whole; the crosses are
+# the clusters. At $t = 100$ it leans to the nearer cluster, at $t = 700$ it aims at the *middle* of both, where there is no data
+# at all. A point near the middle line, like $(0.3, 1)$, gets a mean of both answers even at $t = 100$. High noise knows only
+# what all data have in common.
 #
 # ## 2 · Seeking a mode, and why noise must fall
 #
@@ -235,8 +238,8 @@ with viz.style():
         panel.scatter(*x.T, s=3, color="#0072B2")
         panel.scatter(*two.means.T, marker="+", s=60, color="#D55E00")
         panel.set(title=name, xlim=(-2, 2), ylim=(-1.2, 1.2), xticks=[], yticks=[], aspect="equal")
-        away = off.square().sum(1).mean().sqrt()
-        print(f"{name:<15} width of a cluster / data's {within / 0.2:.1f}, distance to its centre {away:.1f}")
+        away = off.square().mean().sqrt()  # of one coordinate, as `within` is
+        print(f"{name:<15} in widths of the data: width {within / 0.2:.1f}, distance to the nearest centre {away / 0.2:.1f}")
     plt.show()
 
 # %% [markdown]
@@ -249,7 +252,8 @@ with viz.style():
 # ## 3 · Guidance burns
 #
 # The arrow of a caption is weak. DreamFusion makes it loud: guidance 100, where samplers use 7. What does that cost? First on
-# points: the caption "right" means the cluster at $(1, 0)$, so a good point has distance 1 from the origin.
+# points: the caption "right" means the cluster at $(1, 0)$, so a good point has distance 1 from the origin. (From here on the
+# weight is `"sigma2"`, as for pictures: `"x0"` grows without bound towards pure noise, and so would these distances.)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -298,18 +302,20 @@ def sds_with(scale):
 burnt = {s: paint(sds_with(s), lr=0.05) for s in (1, 10, 30, 100)}
 colour = {s: saturation(x[:, 16:48, 16:48]) for s, x in burnt.items()}  # of the middle: mostly the toy
 print("saturation grows from guidance 10 to 100:", colour[10] < colour[30] < colour[100])
-print("values at the ends of the range grow from 1 to 100:", clipped(burnt[100]) > clipped(burnt[1]) + 0.005)
+print("more colour values are clipped to 0 or 1 at 100 than at 1:", clipped(burnt[100]) > clipped(burnt[1]) + 0.005)
 with torch.no_grad():  # what guidance multiplies, near the clean end
     t, z, point = torch.tensor(40), prior.encode_image(burnt[10].to(DEVICE)), two.means[1:].repeat(300, 1)
     z, point = (q_sample(x, torch.randn(x.shape, generator=gen()).to(x), levels[t])
                 for x, levels in ((z, prior.alphas_cumprod), (point, abar)))
     gaps = {"network": prior.predict_eps(z, t, told) - prior.predict_eps(z, t, empty), "exact": right(point, t) - exact(point, t)}
-print("with less without caption at t = 40:", ", ".join(f"{name} {gap.square().mean().sqrt():.1f}" for name, gap in gaps.items()))
+print("answer with caption minus answer without, at t = 40:",
+      ", ".join(f"{name} {gap.square().mean().sqrt():.1f}" for name, gap in gaps.items()))
 viz.compare({f"guidance {s}\nsaturation {colour[s]:.2f}": x for s, x in burnt.items()}, short, cell=1.25)
 
 # %% [markdown]
-# **What to notice.** Beside each row stands the saturation of the pictures' middle, 0 for grey and 1 for pure colours. At 1 the
-# prompt is hardly followed: blurred means. At 10 there are toys. Beyond, the colours grow louder, not truer, and outlines fray.
+# **What to notice.** Beside each row stands the saturation of the pictures' middle, 0 for grey and 1 for pure colours. At 1
+# the forms are there, but pale and without parts. At 10 boat and robot gain parts; the mug fails at every guidance. Beyond, the
+# colours grow louder, not truer, and outlines fray. (Backgrounds are any colour, since the prior learned on all of them.)
 # Falling $t$ does not call these back as it did the points. Near a cluster and at little noise the exact denoiser gives the same
 # answer with and without a caption; the network does not, and guidance multiplies what is left. Our prior needs 10, where
 # DreamGaussian gives Stable Diffusion 100.
@@ -318,13 +324,13 @@ viz.compare({f"guidance {s}\nsaturation {colour[s]:.2f}": x for s, x in burnt.it
 #
 # Now $x$ is a render. One step: draw cameras, render on a *random* background, encode, ask the prior for noise, step. The prior
 # works on latents $z$ = `encode_image(x)`, and autograd carries the gradient through the encoder and the rasterizer to the
-# Gaussians. `ViewPrompts` gives the caption's text features for each camera; section 5 opens that box. Why the background must
-# be random, the failure at the end of this section shows.
+# Gaussians. `ViewPrompts` gives the caption's text features for each camera; section 5 opens that box. Why a random background?
+# Before a wall that is always white, white fog costs nothing.
 
 
 # %%
 def my_dream_step(raw, prompts, t, generator, guidance_scale=10.0, views=4):
-    """Gradients of one step of distillation, left in raw.means.grad and so on."""
+    """raw: Gaussians that ask for gradients. One step of distillation leaves them in raw.means.grad and so on."""
     azimuths = (360 * torch.rand(views, generator=generator)).tolist()
     elevations = (60 * torch.rand(views, generator=generator) - 10).tolist()
     cameras = Cameras.orbit(views, azimuth=azimuths, elevation=elevations, width=64, height=64).to(DEVICE)
@@ -367,9 +373,10 @@ print("Gaussians change at steps", jumps)
 
 # %% [markdown]
 # **What to notice.** The grey lines mark densification. Pull and loss follow the noise level: $w = 1-\bar\alpha_t$ is small at
-# the clean end, at the noisy end the guess hardly depends on the render, and in between both are largest. DreamGaussian's loss
-# has a spike at each densification. Ours has none: a seventh of the Gaussians is split, into parts that add up to nearly the
-# same picture.
+# the clean end; at the noisy end $x_t$ is nearly $\varepsilon$ itself, so $\hat\varepsilon$ is, too; in between both are
+# largest. (The loss at the end is mostly another term, that of the next paragraph.) DreamGaussian's loss has a spike at each
+# densification. Neither pull nor loss jumps here: the 15 % that are pulled hardest are cloned or split, into parts that add up to
+# nearly the same picture, and transparent ones are dropped.
 #
 # Now the failure on purpose. Nothing in the loss says that an object is solid. `weight_opaque` is the library's answer: it adds
 # the mean of $\alpha(1-\alpha)$, which is 0 where a ray is stopped wholly or not at all. Leave it out. Predict: what would the
@@ -389,7 +396,8 @@ viz.compare(rows, ["on white\n0°", "\n45°", "on black\n0°", "\n45°", "differ
 # %% [markdown]
 # **What to notice.** The last two columns are white where only background is seen, black where the object stops each ray, and
 # grey where it is a veil. Without the term there is more grey, and the share of half-transparent pixels is half as large again,
-# in spite of the random backgrounds. Before one fixed white wall, white fog would cost nothing at all.
+# in spite of the random backgrounds. The term has a price: arms, and the pale band where eyes should be, are there without it and
+# gone with it. A mesh needs a surface, so the course pays.
 #
 # ## 5 · An object that is alike on all sides
 #
@@ -435,7 +443,7 @@ for name, x in seen.items():
 viz.compare({f"{name}\ncontrast {seen[name]['contrast']:.2f}": x[::3] for name, x in turned.items()}, SIDES, cell=1.0)
 
 # %% [markdown]
-# **What to notice.** Contrast is by how much more the front looks like a front, to the judge, than the back does.
+# **What to notice.** Contrast says how much more the front looks like a front, to the judge, than the back does.
 # Without view words an egg on dark feet stands there, alike from all sides. DreamFusion's users met objects with a face on each
 # side; our prior's mean toy has none, since a face is small. The reason is the same, and so is the cure: said views give a pale
 # front and a red back, most of a true toy's contrast. Eyes and arms they do not give.
@@ -443,11 +451,12 @@ viz.compare({f"{name}\ncontrast {seen[name]['contrast']:.2f}": x[::3] for name, 
 # ## 6 · Asking without noise
 #
 # Each SDS step draws fresh noise, so its target trembles: a new guess of the picture at every step, and their mean is soft.
-# **Interval score matching** (ISM, LucidDreamer) draws none. It *inverts* the render by DDIM, without caption, up to a level
-# $s$, goes one step further to $t = s + $ `interval`, and compares what the network says with the caption at $t$ to what it
-# said without at $s$:
+# **Interval score matching** (ISM, LucidDreamer) draws none. It *inverts* the render by DDIM, without caption, up to a step $s$
+# (no guidance scale here), goes one step further to $t = s + $ `interval`, and compares what the network says with the caption
+# at $t$ to what it said without at $s$:
 #
-# $$g = w(t)\,\bigl[\hat\varepsilon(x_t, t, \text{caption}) - \hat\varepsilon(x_s, s, \varnothing)\bigr]$$
+# $$g = w(t)\,\bigl[\hat\varepsilon(x_t, t, \text{caption}) - \hat\varepsilon(x_s, s, \varnothing)\bigr],\qquad
+# w(t) = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}\ \text{ (weight "x0")}$$
 
 
 # %%
@@ -491,9 +500,10 @@ viz.compare({f"{name}\nsharpness {a:.0f}\ncosine {b:.2f}": painted[name] for nam
 # **What to notice.** Sharpness is a thousand times the variance of the Laplacian of the grey picture (each pixel's difference
 # to the mean of its four neighbours, times 4): fine detail counts, and so does noise. The cosine is the judge's, between picture
 # and caption. ISM's pictures are more than twice as sharp at nearly
-# the same cosine: edges and stripes where SDS has a haze. They took 80 steps at the same rate, but five calls of the U-Net for
-# each instead of two, and the plain background got stains. (Both weigh by $1-\bar\alpha_t$ here; the formula's $w$ burns at
-# high $t$.)
+# the same cosine: firmer outlines and more contrast where SDS has a haze. Each has a guidance that suits it: SDS needs 10, ISM
+# fits the caption as well at 1.5 as at 7.5 (`gsgen bench sds`). Both took 80 steps at rate 0.02, but ISM five calls of the U-Net
+# for each step instead of two, and backgrounds got stains and colour. (Both weight by $1-\bar\alpha_t$ here: "x0" burns at high
+# $t$.)
 #
 # Play: prompt, guidance, annealing, view words. "Make" takes about ten seconds for 60 steps. The strip is its static twin: the
 # same prompt with $t$ falling, with $t$ random, and at guidance 100.
@@ -633,8 +643,9 @@ check(nb03.exercise_4, said_shares)
 #
 # Distillation gives the typical object. Make the robot with three seeds, `dream(prior, caption, DreamConfig(steps=STEPS),
 # generator=gen(seed))`, then with $t$ annealed only down to 300, `DreamConfig(steps=STEPS, low=300)`, and with
-# `guidance_scale=3.0`. Measure how much the three objects of one setting differ (mean absolute difference of their renders).
-# Evidence: a table of differences, and one sentence: what buys variety, and what does it cost? On two cores each of the nine
+# `guidance_scale=3.0`. Measure how much the three objects of one setting differ (mean absolute difference of
+# `look(...)`, over the three pairs of seeds), and what it costs, `caption_score(scorer, look(...).to(DEVICE), caption)`.
+# Evidence: a table of both, and one sentence: what buys variety, and at what cost? On two cores each of the nine
 # objects takes some 15 seconds.
 #
 # ## Summary

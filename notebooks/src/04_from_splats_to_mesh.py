@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 · From splats to a mesh
 #
-# CPU about 110 s · GPU not needed, used where there is one · the prior was trained for some hours, its checkpoint is
+# CPU about 90 s · GPU not needed, used where there is one · the prior was trained for some hours, its checkpoint is
 # shipped
 #
 # <!-- colab-badge -->
@@ -9,7 +9,7 @@
 # 60 minutes to read, two hours for the exercises. Prerequisite: notebooks 01 and 03.
 #
 # Editors, games and printers want triangles, not splats. In this lesson the Gaussians of a prompt, and those of a single
-# photograph, become a closed triangle mesh with a texture, in a GLB file that any 3D program opens. This is the second half of
+# picture, become a closed triangle mesh with a texture, in a GLB file that any 3D program opens. This is the second half of
 # DreamGaussian.
 
 # %% [markdown]
@@ -19,7 +19,7 @@
 # - **extract** triangles, and **check** that they close a volume (section 2);
 # - **bake** colours of views into a texture, and say which views a texel trusts (section 3, exercise 2);
 # - **refine** a texture with a denoiser, and **measure** what that gains and costs (section 4);
-# - **make** an object from one picture of a real thing, and see what was invented (section 5).
+# - **make** an object from one picture of a thing that the prior never saw, and see what was invented (section 5).
 #
 # ## Set-up
 #
@@ -125,7 +125,7 @@ points = torch.cartesian_prod(axis, axis, axis)  # (1728, 3)
 cmp("density", my_density(points, few).reshape(12, 12, 12), density_field(few, 12), tol=1e-3)
 
 # %% [markdown]
-# On a grid of 96³ points and 1,500 Gaussians (yours has the number printed above) that would be 1.3 billion exponents. The
+# On a grid of 96³ points and with the thousand Gaussians printed above that would be 0.9 billion exponents. The
 # library goes through blocks of 16³, each with only the Gaussians that reach it. Which level? Look at a slice through the
 # middle. Predict: does a higher level make the sail thicker or thinner?
 
@@ -135,12 +135,13 @@ levels = (0.3, 0.7, 1.5)
 ticks = grid_points(96)
 with viz.style():
     figure, panels = plt.subplots(1, 2, figsize=(7, 3.2))
-    for panel, cut, names in zip(panels, (field[:, 48], field[:, :, 48]), ("xz", "xy"), strict=True):
+    titles = ("slice y = 0, from above", "slice z = 0, from the front")
+    for panel, cut, names, title in zip(panels, (field[:, 48], field[:, :, 48]), ("xz", "xy"), titles, strict=True):
         picture = panel.imshow(cut.T.clamp(max=5), origin="lower", extent=[-0.55, 0.55] * 2, cmap="cividis")
         panel.contour(ticks, ticks, cut.T, levels, colors=["#FFFFFF", "#D55E00", "#000000"], linewidths=1)
         for level, tone in zip(levels, ("#FFFFFF", "#D55E00", "#000000"), strict=True):
             panel.plot([], [], color=tone, label=f"level {level}")
-        panel.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
+        panel.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[], title=title)
     panels[0].legend(loc="upper left", fontsize=7, frameon=True, facecolor="#999999", labelcolor="#000000")
     figure.colorbar(picture, ax=panels, shrink=0.8, label="density, cut at 5")
     plt.show()
@@ -148,8 +149,8 @@ volumes = [(field > level).float().mean().item() for level in levels]
 print("a higher level encloses less:", volumes == sorted(volumes, reverse=True))
 
 # %% [markdown]
-# **What to notice.** In the hull the density is far
-# above all of them, so they run close together there. The sails are thin: at 1.5 they are lace, and at 0.7 they have a few holes.
+# **What to notice.** In the hull the density is far above all three levels, so the contours run close together there. The sails
+# are thin: at 1.5 they are lace, and at 0.7 they have a few holes.
 #
 # ## 2 · Triangles
 #
@@ -196,7 +197,7 @@ def handles(vertices, faces):
 grey, shapes, holes = Material(color=(0.9, 0.9, 0.9, 1.0)), {}, {}
 for level in levels:
     shape = extract_mesh(field, level, max_faces=10**9)
-    image = torch.from_numpy(render_mesh(Mesh(*shape, materials=[grey]), around(4, 128), 3).rgba)
+    image = torch.from_numpy(render_mesh(Mesh(*shape, materials=[grey]), around(4, 128), 3).rgba)  # 3 x 3 rays a pixel
     holes[level] = handles(*shape)
     shapes[f"level {level}\n{holes[level]} holes"] = on_background(image, torch.ones(4, 3))
     print(f"level {level}: closed {closed(shape[1])}")
@@ -225,7 +226,7 @@ except EmptyField as error:
 #
 # A texture is a flat picture; each triangle has a place in it, its corners' $(u, v)$ in $[0, 1]^2$. `unwrap` cuts the surface
 # into charts that lie flat (xatlas does that). Which colour belongs in a texel? The mean of what 26 cameras see at its point of
-# the surface (8 around, 8 from above, 8 from below, and the two poles), weighed by how squarely they see it. $\cos$ is that of
+# the surface (8 around, 8 from above, 8 from below, and the two poles), weighted by how squarely they see it. $\cos$ is that of
 # the angle between the normal and the ray:
 #
 # $$w = \cos^2 \text{ where the point is visible and } \cos > \tfrac12,\quad \text{else } 0$$
@@ -274,10 +275,10 @@ with viz.style():
 # %%
 # NBVAL_CHECK_OUTPUT
 cameras = around(4)
-rays = texture_rays(baked.mesh, cameras, 3)
+rays = texture_rays(baked.mesh, cameras, 3)  # 3 x 3 a pixel
 black, white = torch.zeros(3), torch.ones(3)
 a, b = torch.rand(2, 256, 256, 3, generator=gen())
-mixed = render_texture(0.3 * a + 0.7 * b, rays, black)[0]
+mixed = render_texture(0.3 * a + 0.7 * b, rays, black)[0]  # [1] is alpha
 cmp("affine", mixed, 0.3 * render_texture(a, rays, black)[0] + 0.7 * render_texture(b, rays, black)[0])
 texture = baked.texture.clone().requires_grad_()
 render_texture(texture, rays, white)[0].sum().backward()
@@ -311,7 +312,7 @@ viz.compare({f"{name}\nsharpness {s:.1f}": rows[name].cpu() for name, s in sharp
 # **What to notice.** The second row is the render after the autoencoder alone, without any noise: flatter and paler areas, and
 # edges that the render does not have. The denoised picture has clean sails and a straight mast, the same pale colours, and a
 # hull of another shape that the mesh cannot follow. Adding only the difference keeps the colours of the render, and is the
-# sharpest. Each of the four views was denoised alone: mast and sails do not agree between them, and such quarrels end as
+# sharpest. Each of the four views was denoised alone: mast and sails do not agree between them, and such disagreements end as
 # speckles in the texture.
 #
 # `refined` draws 16 such targets from new directions, moves the texture towards them for 30 steps of Adam, and does so again with
@@ -340,11 +341,11 @@ print("the caption fits no worse:", marks["refined"][1] > marks["baked"][1] - 0.
 #
 # ## 5 · From one picture
 #
-# The same system takes a photograph. The front view is compared with it directly, in colour and in outline (its alpha is the
-# mask); the prior invents the rest. Take a real chair that the prior never saw. Predict: how will the back differ from the true
-# one?
+# The same system takes a picture with a mask; a photograph that was cut out will do. The front view is compared with it directly,
+# in colour and in outline; the prior invents the rest. Here it is the render of a modelled chair, no toy, that the prior never
+# saw. Predict: how will its back differ from the true one?
 
-# %% alt="A real chair: the picture given, the Gaussians made from it, and the truth, from eight sides"
+# %% alt="A chair: the picture given, the Gaussians made from it, and the truth, from eight sides"
 # NBVAL_CHECK_OUTPUT
 real = load_object("chair_03")
 print(real.meta["caption"], "·", real.meta["licence"])
@@ -357,13 +358,14 @@ truth = on_background(torch.from_numpy(real.images[:8]), torch.ones(8, 3))
 guessed = look(from_picture, views)
 each = [psnr(g, t).item() for g, t in zip(guessed, truth, strict=True)]
 print(f"the view that was given is met better than the others: {each[0] > max(each[1:])}")
-viz.compare({"from one picture": guessed, "the real chair": truth},
+viz.compare({"from one picture": guessed, "the true chair": truth},
             [f"{int(t)}°: {p:.0f} dB" for t, p in zip(turns, each, strict=True)], cell=1.1)
 
 # %% [markdown]
 # **What to notice.** From the front it is the chair, at 22 dB. The rest is invented, and the invention is a relative of section
 # 5 of notebook 03: a *second back* at the other edge of the seat. The picture was painted onto one board, and the prior set
-# another one behind it. The side views show it at once; a judge that sees the front alone would not.
+# another one behind it. From behind (180°) it passes for the chair, only darker; the side views show the
+# extra back at once.
 #
 # ## 6 · A file for others
 #
@@ -384,9 +386,10 @@ for name in ("boat", "chair"):
 print("the file to download:", (folder / "boat.glb").as_posix())
 
 # %% [markdown]
-# Play: the level of the surface, and the number of triangles. The strip is its static twin. What breaks first, at which end?
+# Play: the level of the surface, and the number of triangles (`max_faces`; in section 2 it was switched off by 10**9). The strips
+# are its static twins. What breaks first, at which end?
 
-# %% alt="The boat's mesh with 10,000, 1,000, 300 and 100 triangles, from two sides"
+# %% alt="The boat's mesh with 10,000, 1,000, 300 and 100 triangles, and at levels 0.1, 0.7, 1.5 and 3, from two sides"
 level_slider = widgets.FloatSlider(0.7, min=0.1, max=3, description="level", continuous_update=False)
 most_slider = widgets.SelectionSlider(options=[100, 300, 1000, 3000, 10000], value=3000, description="triangles",
                                       continuous_update=False)
@@ -408,14 +411,16 @@ def redraw(change=None):
 for control in (level_slider, most_slider):
     control.observe(redraw, "value")
 counts = (10000, 1000, 300, 100)
-display(viz.image_grid(torch.cat([shape_with(0.7, n) for n in counts]), columns=8,
-                       labels=[label for n in counts for label in (f"{n:,} triangles", "")]))
+for twins in ({f"{n:,} triangles": shape_with(0.7, n) for n in counts},
+              {f"level {level}": shape_with(level, 10000) for level in (0.1, 0.7, 1.5, 3.0)}):
+    pairs = torch.stack(list(twins.values()), 1)  # (2, 4, H, W, 3)
+    display(viz.compare({"front": pairs[0], "side": pairs[1]}, list(twins), cell=1.5))
 display(widgets.VBox([level_slider, most_slider, screen]))
 
 # %% [markdown]
-# **What to notice.** At 1,000 triangles hardly anything is missing from these pictures: the texture carries what you see. At
-# 300 the outline has corners, and at 100 it is a paper boat. A triangle is missed where it makes the outline, and hardly
-# anywhere else.
+# **What to notice.** At 1,000 triangles hardly anything is missing from these pictures: the texture carries what you see. At 100
+# the mast is a thread, torn from the sail. A triangle is missed where it makes the outline, and hardly anywhere else. A low level
+# thickens everything; a high one eats mast and sails first, since they are thin.
 #
 # ## Exercises
 #
@@ -445,7 +450,7 @@ check(nb04.exercise_1, density_and_gradient)
 # %% [markdown]
 # ### Exercise 2 · Bake a texel (20 minutes)
 #
-# V views see T texels. Return each texel's colour, the mean of the views weighed by $w$ of section 3, and which texels no view
+# V views see T texels. Return each texel's colour, the mean of the views weighted by $w$ of section 3, and which texels no view
 # may paint (their colour is 0). Evidence: "passed".
 
 
@@ -492,7 +497,7 @@ check(nb04.exercise_3, prediction)
 # %% [markdown]
 # ### Exercise 4 · Debug (20 minutes)
 #
-# This mesh stands some half a cell too far along the line, and its walls are staircases. `crossing_1d` shall find where densities
+# This mesh is about half a cell too far along the line, and its walls are staircases. `crossing_1d` should find where densities
 # `values` (R,) at the places `ticks` (R,) cross the level, along a line, by straight interpolation. Remove the line with `raise`
 # and the `#` in front of the two below it, and mend those. Evidence: "passed".
 
@@ -519,9 +524,10 @@ check(nb04.exercise_4, crossing_1d)
 #
 # `strength` is the share of the schedule that is noised, for the first and the last target. Refine the chair of section 5 with
 # `refined(prior, real.meta["caption"], to_mesh(from_picture), RefineConfig(strength=...), generator=gen(), progress=False)`
-# (from `gsgen_lib.systems.texture_refinement`) at (0.2, 0.1), (0.5, 0.25) and (0.8, 0.4). Render it at `views`, and compare
-# with `truth`: PSNR, LPIPS (`gsgen_lib.perceptual`), and sharpness. Evidence: a table, and one sentence: where does it stop
-# describing the object, and begin to invent?
+# (from `gsgen_lib.systems.texture_refinement`) at (0.2, 0.1), (0.35, 0.2), the default, (0.5, 0.25) and (0.8, 0.4);
+# beside them the mesh that is not refined. Render each with `render_mesh_at(mesh, views)`, and compare with `truth`: `psnr`,
+# `lpips(pictures, truth)` from `gsgen_lib.perceptual` (how different they look to a network; lower is better), and `sharpness`.
+# Evidence: a table, and one sentence: where does it stop describing the object, and begin to invent? Half a minute in all.
 #
 # ## Summary
 #

@@ -1,0 +1,270 @@
+"""The two backbones: what their numbers become, what may change what, the loss by hand, augmentation, and bad input."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gsgen_lib.data.multiview import MultiView, toy_views
+from gsgen_lib.metrics import psnr
+from gsgen_lib.nn.cross_view import sweep
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.scene.gaussians import Gaussians
+from gsgen_lib.systems.feed_forward import BACKBONES, FeedForward, FeedForwardConfig, most_opaque, reconstruction_loss
+from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, front_views
+from gsgen_lib.systems.feed_forward_training import augmented, batches, grid_warp, orbit_jitter, smaller, train_feed_forward
+from gsgen_lib.training import seeded
+
+SMALL = dict(size=32, widths=(16, 16, 24), width=48, layers=2, heads=4, depths=12)
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    return toy_views(6, 11, 32, 16, points=64, progress=False)
+
+
+@pytest.fixture(scope="module")
+def given(toys):
+    """Two toys from four sides: rgba (2, 4, 32, 32, 4), cameras."""
+    batch = MultiView(toys, 4, 4, "orthogonal", background=None).batch([0, 1], gen())
+    return batch
+
+
+def network(backbone="unet", **more):
+    return seeded(lambda: FeedForward(FeedForwardConfig(backbone=backbone, **SMALL | more)), 0).eval()
+
+
+def silent(model):
+    """The network with its last layer at 0: what it starts from."""
+    with torch.no_grad():
+        model.fine[-1].weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_without_corrections_each_pixel_is_a_splat_at_the_hull(given, backbone):
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
+    found = silent(network(backbone))(rgba, cameras)
+    depth = sweep(rgba, cameras, 12, 16)[1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    origin, ray = cameras.rays()
+    torch.testing.assert_close(found.means, (origin + depth * ray).flatten(1, 3))
+    alpha = rgba[..., 3].flatten(1)
+    torch.testing.assert_close(found.opacities, 1 / (1 + torch.exp(-8 * (alpha - 0.5))))
+    shown = alpha > 0
+    torch.testing.assert_close(found.colors[shown], rgba[..., :3].flatten(1, 3)[shown])
+    assert found.scales.unique().numel() == 1 and 0.013 < found.scales[0, 0, 0] < 0.015
+    assert (found.quats == torch.tensor([1.0, 0, 0, 0])).all()
+
+
+@torch.no_grad()
+def test_corrections_follow_the_equations(given):
+    model, cameras = network(), given.cameras[:4]
+    rgba = given.images[:, :4]
+    raw = torch.randn(2, 4, 32, 32, 14, generator=gen())
+    origin, ray = cameras.rays()
+    start = 1 + torch.rand(2, 4, 32, 32, 1, generator=gen(1))
+    found = model.splats(raw, rgba[..., :3], rgba[..., 3:], origin, ray, start)
+    n = raw.flatten(1, 3).double()
+    flat = {name: x.flatten(1, 3).double() for name, x in dict(o=origin, d=ray, t=start, a=rgba[..., 3:], c=rgba[..., :3]).items()}
+    wanted = Gaussians(
+        flat["o"] + flat["t"] * flat["d"] + 0.5 * torch.tanh(n[..., :3]),
+        (n[..., 7:11] + torch.tensor([1.0, 0, 0, 0])) / (n[..., 7:11] + torch.tensor([1.0, 0, 0, 0])).norm(dim=-1, keepdim=True),
+        0.1 * torch.log1p(torch.exp(n[..., 4:7] - 1.9)), 1 / (1 + torch.exp(-n[..., 3] - 8 * (flat["a"][..., 0] - 0.5))),
+        flat["c"] + 0.5 * torch.tanh(n[..., 11:]))
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), atol=1e-5, rtol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_the_transformers_splats_stay_on_their_rays_and_the_unets_need_not(given):
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
+    origin, ray = (x.flatten(1, 3) for x in cameras.rays())
+    for backbone in BACKBONES:
+        model = network(backbone)
+        model.fine[-1].weight.mul_(30)
+        off = torch.linalg.cross(model(rgba, cameras).means - origin, ray).norm(dim=-1).max()
+        assert (off < 1e-5) == (backbone == "transformer")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_objects_do_not_mix_views_do_and_their_order_does_not_matter(given, backbone):
+    model, rgba, cameras = network(backbone), given.images[:, :4], given.cameras[:4]
+    for part in model.network.modules():  # attention starts as the identity in the U-Net: wake it
+        if hasattr(part, "out") and isinstance(part.out, torch.nn.Linear):
+            torch.nn.init.normal_(part.out.weight, std=0.3, generator=gen())
+    whole = model(rgba, cameras)
+    alone = model(rgba[1:], replace(cameras, viewmats=cameras.viewmats[1:], Ks=cameras.Ks[1:]))
+    torch.testing.assert_close(whole.means[1:], alone.means, atol=1e-4, rtol=0)
+    order = [2, 0, 3, 1]
+    mixed = model(rgba[:, order], replace(cameras, viewmats=cameras.viewmats[:, order], Ks=cameras.Ks[:, order]))
+    torch.testing.assert_close(mixed.colors.unflatten(1, (4, -1)), whole.colors.unflatten(1, (4, -1))[:, order], atol=1e-4, rtol=0)
+    other = rgba.clone()
+    other[0, 3] = 0
+    changed = (model(other, cameras).colors - whole.colors).abs().unflatten(1, (4, -1)).amax((2, 3))
+    assert (changed[0] > 1e-4).all() and (changed[1] == 0).all()
+
+
+def test_the_most_opaque_are_those_of_a_sort():
+    scenes = Gaussians.stack([Gaussians.random(20, generator=gen(s)) for s in (0, 1)])
+    some = most_opaque(scenes, 7)
+    for b in range(2):
+        best = np.sort(np.argsort(-scenes.opacities[b].numpy())[:7])
+        where = torch.cdist(some.means[b], scenes.means[b]).argmin(1).sort().values
+        assert where.tolist() == best.tolist()
+        order = torch.cdist(some.means[b], scenes.means[b]).argmin(1)
+        torch.testing.assert_close(some.colors[b], scenes.colors[b, order])
+    assert most_opaque(scenes, 99) is scenes
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_its_formula(given):
+    model, truth, cameras = network(weight_lpips=0.3), given.images, given.cameras
+    found = reconstruction_loss(model, model.config, truth, cameras, truth[:, :4], cameras[:4])
+    out = rasterize(most_opaque(model(truth[:, :4], cameras[:4]), 4 * 1536), cameras, (1.0, 1.0, 1.0))
+    white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
+    wanted = ((out.rgb - white) ** 2).mean() + ((out.alpha - truth[..., 3:]) ** 2).mean()
+    wanted = wanted + 0.3 * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1))
+    assert found["loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert found["psnr"].item() == pytest.approx(-10 * np.log10(((out.rgb - white)[:, 4:] ** 2).mean().item()), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_any_number_of_views_is_taken(toys, count):
+    rgba = toys.images[0, :count].float() / 255
+    cameras = Cameras(toys.cameras.viewmats[0, :count], toys.cameras.Ks[0, :count], 32, 32)
+    scene = network().reconstruct(rgba, cameras)
+    assert scene.num == count * 1024 and scene.colors.min() >= 0 and scene.colors.max() <= 1
+    scene.validate()
+
+
+def test_what_does_not_fit_is_named(toys):
+    model, cameras = network(), Cameras.orbit(2, width=32, height=32)
+    for rgba, there, message in ((torch.rand(2, 32, 32, 3), cameras, "rgba: got shape"), (torch.rand(9, 32, 32, 4), cameras, "rgba: got shape"),
+                                 (torch.rand(3, 32, 32, 4), cameras, "cameras: got 2 of"),
+                                 (torch.rand(2, 32, 32, 4), Cameras.orbit(2, width=16, height=16), "cameras: got 2 of 16 x 16")):
+        with pytest.raises(ValueError, match=message):
+            model.reconstruct(rgba, there)
+    for change, message in (({"backbone": "mlp"}, "config.backbone: got 'mlp'"), ({"size": 40}, "config.size, width: got 40"),
+                            ({"depths": 0}, "config.depths: got 0"), ({"weight_lpips": -1.0}, "config.weight_lpips: got -1.0")):
+        with pytest.raises(ValueError, match=message):
+            FeedForwardConfig(**change)
+    for wrong, message in (({"preset": "huge"}, "preset: got 'huge'"), ({"augment": 2.0}, "augment: got 2.0")):
+        with pytest.raises(ValueError, match=message):
+            train_feed_forward(**wrong)
+    with pytest.raises(ValueError, match="count: got 3, wanted 1, 2, 4 or 8"):
+        next(cases(toys, 3))
+
+
+# ---- augmentation
+
+
+def test_a_warp_keeps_order_and_its_strength_bounds_it():
+    x = torch.linspace(0, 1, 64)
+    ramp = torch.stack([x[:, None].expand(64, 64), x[None].expand(64, 64)], -1)[None].repeat(5, 1, 1, 1)  # y, x
+    bent = grid_warp(ramp, 0.5, gen())
+    assert (bent[:, 1:, :, 0] >= bent[:, :-1, :, 0] - 1e-6).all() and (bent[:, :, 1:, 1] >= bent[:, :, :-1, 1] - 1e-6).all()
+    off = (bent - ramp).abs().amax((1, 2, 3))
+    assert (off > 0.005).all() and (off < 0.25).all()
+    assert (bent[:, :, :1, 0] - bent[..., 0]).abs().max() < 1e-5  # y is moved by rows alone
+    torch.testing.assert_close(grid_warp(ramp, 0.5, gen()), bent)
+    assert not torch.equal(bent[0], bent[1])
+
+
+def test_a_turned_camera_sees_the_object_turned():
+    cameras = Cameras.orbit(40, elevation=10.0)
+    turned = orbit_jitter(cameras, 0.3, 0.0, gen())
+    turned.validate()
+    torch.testing.assert_close(turned.centers[:, 1], cameras.centers[:, 1])  # the height stays
+    angle = (torch.atan2(*turned.centers[:, [0, 2]].T) - torch.atan2(*cameras.centers[:, [0, 2]].T) + np.pi) % (2 * np.pi) - np.pi
+    assert angle.abs().max() <= 0.3 + 1e-5 and angle.abs().mean() > 0.1
+    wanted = Cameras.orbit(40, elevation=10.0, azimuth=torch.rad2deg(torch.atan2(*turned.centers[:, [0, 2]].T)).tolist())
+    torch.testing.assert_close(turned.viewmats, wanted.viewmats, atol=1e-4, rtol=0)
+    raised = orbit_jitter(cameras, 0.0, 0.15, gen())
+    lift = torch.asin(raised.centers[:, 1] / 1.8) - torch.asin(cameras.centers[:, 1] / 1.8)
+    assert lift.abs().max() <= 0.15 + 1e-5 and lift.abs().mean() > 0.05
+    assert (project_origin(raised) - 32).abs().max() < 1e-3  # it still looks at the object
+
+
+def project_origin(cameras):
+    at = torch.einsum("vij,vj->vi", cameras.Ks, cameras.viewmats[:, :3, 3])
+    return at[:, :2] / at[:, 2:]
+
+
+def test_the_first_view_is_never_touched_and_chance_0_touches_none(given):
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
+    for chance, touched in ((0.0, False), (1.0, True)):
+        bent, turned = augmented(rgba, cameras, chance, gen())
+        assert torch.equal(bent[:, 0], rgba[:, 0]) and torch.equal(turned.viewmats[:, 0], cameras.viewmats[:, 0])
+        assert torch.equal(bent, rgba) != touched and torch.equal(turned.viewmats, cameras.viewmats) != touched
+    assert torch.equal(given.images[:, :4], rgba)
+
+
+def test_a_batch_holds_inputs_first_and_both_kinds(toys):
+    draw = batches([toys[:3], toys[3:]], 4, 0.0)
+    counts = set()
+    for seed in range(40):
+        truth, viewmats, Ks, inputs, turned, count = draw(gen(seed))
+        counts.add(count)
+        assert torch.equal(truth[:, :count], inputs) and torch.equal(viewmats[:, :count], turned) and len(truth) == 4
+        assert 2 < truth.shape[1] - count < 5
+    assert counts >= {1, 2, 4, 8}
+
+
+# ---- judging, and learning
+
+
+def test_cases_hide_the_views_that_are_asked_for(toys):
+    for count in (1, 2, 4, 8):
+        for rgba, cameras, truth, there in cases(toys, count):
+            assert len(rgba) == len(cameras) == count and len(truth) == len(there) == 8
+            assert torch.cdist(cameras.centers, there.centers).min() > 0.01
+    four, again = ([c[2] for c in cases(toys, n)] for n in (4, 1))
+    assert all(torch.equal(a, b) for a, b in zip(four, again, strict=True))  # the same questions for any number of inputs
+    assert front_views(toys) == [0, 2, 4, 6]
+
+
+def test_baselines_stand_in_the_order_of_what_they_know(toys):
+    mean = {name: np.mean([s["psnr"] for s in evaluate(f, toys)]) for name, f in BASELINES.items()}
+    assert mean["white"] < mean["nearest input"] < mean["coloured hull"]
+    assert mean["splats at the hull"] > mean["nearest input"]
+    iou = np.mean([s["iou"] for s in evaluate(BASELINES["coloured hull"], toys)])
+    assert iou > 0.75
+
+
+def test_smaller_views_equal_means_of_pixels(toys):
+    half = smaller(toys, 16)
+    alpha = toys.images[..., 3].float().unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    assert (half.images[..., 3].float() - alpha).abs().max() <= 0.5 + 1e-3 and half.cameras.width == 16
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_tiny_training_beats_its_start(backbone, toys):
+    """The same four views of the same six toys, 60 steps: other views of them improve by more than 1 dB."""
+    model = seeded(lambda: FeedForward(FeedForwardConfig(backbone=backbone, weight_lpips=0.0, **SMALL)), 0)
+    before = np.mean([s["psnr"] for s in evaluate(model.reconstruct, toys)])
+    adam, draw = torch.optim.Adam(model.parameters(), lr=2e-3), MultiView(toys, 4, 4, "orthogonal", background=None)
+    for step in range(60):
+        batch = draw.batch(torch.randint(6, (3,), generator=gen(step)), gen(step))
+        loss = reconstruction_loss(model, model.config, batch.images, batch.cameras, batch.images[:, :4], batch.cameras[:4])["loss"]
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert np.mean([s["psnr"] for s in evaluate(model.reconstruct, toys)]) > before + 1
+
+
+def test_scores_are_those_of_the_metrics(toys):
+    rgba, cameras, truth, there = next(cases(toys))
+    scene = BASELINES["coloured hull"](rgba, cameras)
+    out = rasterize(scene, there, (1.0, 1.0, 1.0))
+    white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
+    wanted = np.mean([psnr(a, b).item() for a, b in zip(out.rgb.clamp(0, 1), white, strict=True)])
+    assert evaluate(BASELINES["coloured hull"], toys[:1])[0]["psnr"] == pytest.approx(wanted, abs=1e-3)
