@@ -6,12 +6,13 @@ predicts, for each pixel of each input view, one Gaussian on that pixel's ray:
     t_0      = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view.sweep`
     LGM      : mean = o + t_0 d + OFFSET tanh(a),           a (3)        "unet", attention across views at its coarse levels
     GRM      : mean = o + (t_0 + OFFSET tanh(a)) d,         a (1)        "transformer", attention across views everywhere
-    opacity  = sigmoid(b + 8 (alpha - 1/2)),     scales = 0.1 softplus(c - 1.9),     quats = normalised (1, 0, 0, 0) + q
+    opacity  = sigmoid(b + 8 alpha - 7),     scales = 0.1 softplus(c - 2.7),     quats = normalised (1, 0, 0, 0) + q
     color    = input pixel + tanh(r) / 2
 
-A pixel that shows background starts transparent, one that shows the object opaque and about a pixel wide, with its own colour:
-the untrained network is already a crude reconstruction. What is learned are corrections. With `geometry=False` the network sees
-pictures and rays only and starts at the middle of each ray: the comparison that shows what the hull and the sweep are worth.
+A pixel that shows background starts transparent, one that shows the object at opacity 0.73 and a third of a pixel wide (the
+rasterizer adds half a pixel to every splat), with its own colour: the untrained network is already a crude reconstruction. What
+is learned are corrections. With `geometry=False` the network sees pictures and rays only and starts at the middle of each ray:
+the comparison that shows what the hull and the sweep are worth.
 
 Loss, over inputs and novel views, on white (LGM section 3.3):
 
@@ -41,7 +42,7 @@ from gsgen_lib.scene.gaussians import Gaussians
 
 BACKBONES = ("unet", "transformer")
 OFFSET = 0.5
-WIDTH = -1.9  # 0.1 softplus(-1.9) = 0.014 is 0.7 of the width of a pixel of 64 at distance 1.8 under 40 degrees
+WIDTH = -2.7  # 0.1 softplus(-2.7) = 0.0065; a pixel of 64 is 0.02 wide at distance 1.8 under 40 degrees
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class FeedForward(nn.Module):
             means = origin + start * ray + OFFSET * torch.tanh(a)
         else:
             means = origin + (start + OFFSET * torch.tanh(a[..., :1])) * ray
-        opacities = torch.sigmoid(o + 8 * (alpha - 0.5))[..., 0]
+        opacities = torch.sigmoid(o + 8 * alpha - 7)[..., 0]
         quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
         parts = (means, quats, 0.1 * F.softplus(c + WIDTH), opacities, rgb + 0.5 * torch.tanh(r))
         return Gaussians(*(part.flatten(1, 3) for part in parts))

@@ -84,7 +84,7 @@ def orbit_jitter(cameras: Cameras, around: float = 0.1 * math.pi, over: float = 
     about_y = torch.stack([a.cos(), zero, a.sin(), zero, one, zero, -a.sin(), zero, a.cos()], -1).unflatten(-1, (3, 3))
     about_x = torch.stack([one, zero, zero, zero, b.cos(), -b.sin(), zero, b.sin(), b.cos()], -1).unflatten(-1, (3, 3))
     R, t = W[..., :3, :3], W[..., :3, 3:]
-    turned = torch.cat([about_x @ R @ about_y, about_x @ t], -1)  # x_cam = Rx (R Ry x + t): the object, seen from elsewhere
+    turned = torch.cat([about_x @ R @ about_y, t], -1)  # x_cam = Rx R Ry x + t: it still looks at the origin, from elsewhere
     return replace(cameras, viewmats=torch.cat([turned, W[..., 3:, :]], -2))
 
 
@@ -105,7 +105,7 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
     """draw_batch for `training.train`: (rgba (B, V, S, S, 4) truth, cameras, inputs, cameras of the inputs), inputs first."""
     plans = {}
     for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
-        plans[count, how] = [MultiView(one, count, min(4, count) if count > 1 else 3, how, background=None) for one in sets]
+        plans[count, how] = [MultiView(one, count, max(3, min(4, count)), how, background=None) for one in sets]
 
     def draw_batch(generator):
         if float(torch.rand(1, generator=generator)) < FOURS:
