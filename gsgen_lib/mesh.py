@@ -243,12 +243,11 @@ def bake_texture(mesh: Mesh, images: Tensor, cameras: Cameras, size: int = 256) 
     eyes = cameras.centers.float()  # (V, 3)
     seen = torch.from_numpy(visible_points(mesh, points, normals, eyes.numpy()))  # (V, T)
     premultiplied = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], -1).movedim(-1, 1).float()  # (V, 4, H, W)
+    pixels = cameras.project(p)[0]  # (V, T, 2)
     total, weights = torch.zeros(len(p), 3), torch.zeros(len(p), 1)
     for v in range(len(cameras)):
         cosine = (F.normalize(eyes[v] - p, dim=1) * n).sum(1)
-        where = p @ cameras.viewmats[v, :3, :3].T + cameras.viewmats[v, :3, 3]
-        pixel = (where @ cameras.Ks[v].T)[:, :2] / where[:, 2:]
-        at = pixel / torch.tensor([cameras.width, cameras.height]) * 2 - 1  # (T, 2) in [-1, 1]
+        at = pixels[v] / torch.tensor([cameras.width, cameras.height]) * 2 - 1  # (T, 2) in [-1, 1]
         found = F.grid_sample(premultiplied[v:v + 1], at[None, None], padding_mode="border", align_corners=False)
         found = found[0, :, 0].T  # (T, 4)
         w = (bake_weights(cosine, seen[v]) * (found[:, 3] > 0.5))[:, None]

@@ -29,19 +29,6 @@ from gsgen_lib.scene.cameras import Cameras
 REACH = 0.87  # half the diagonal of the unit cube: no part of an object is farther from the origin
 
 
-def project(points: Tensor, cameras: Cameras) -> Tensor:
-    """Where points (B, P, 3) appear in the pictures of V cameras (batch (B,)): pixels (B, V, P, 2), x then y.
-
-    >>> project(torch.zeros(1, 1, 3), Cameras.stack([Cameras.orbit(2, width=8, height=8)]))[0, :, 0]
-    tensor([[4., 4.],
-            [4., 4.]])
-    """
-    R, t = cameras.viewmats[..., :3, :3], cameras.viewmats[..., :3, 3]  # (B, V, 3, 3), (B, V, 3)
-    at = torch.einsum("bvij,bpj->bvpi", R, points) + t[:, :, None]
-    at = torch.einsum("bvij,bvpj->bvpi", cameras.Ks, at)
-    return at[..., :2] / at[..., 2:].clamp_min(1e-6)
-
-
 def look_up(pictures: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
     """Bilinear values of pictures (B, V, H, W, C) at points (B, P, 3) of the world: (B, V, P, C), 0 outside of a picture.
 
@@ -51,7 +38,7 @@ def look_up(pictures: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
     True
     """
     b, v, h, w, c = pictures.shape
-    at = project(points, cameras) * 2 / points.new_tensor([w, h]) - 1  # [-1, 1], as grid_sample counts
+    at = cameras.project(points)[0] * 2 / points.new_tensor([w, h]) - 1  # [-1, 1], as grid_sample counts
     found = F.grid_sample(pictures.reshape(b * v, h, w, c).movedim(-1, 1), at.reshape(b * v, 1, -1, 2), align_corners=False)
     return found.reshape(b, v, c, -1).movedim(2, -1)
 

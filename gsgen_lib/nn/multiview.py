@@ -41,6 +41,16 @@ class ResBlock(nn.Module):
         return HALF * (self.skip(x) + self.conv2(F.silu(self.norm2(y))))
 
 
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention of tokens, given as queries, keys and values side by side: (B, T, 3 C) -> (B, T, C).
+
+    >>> attend(torch.randn(2, 5, 24), 2).shape
+    torch.Size([2, 5, 8])
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))  # (B, heads, T, C / heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class CrossViewAttention(nn.Module):
     """Self-attention over all pixels of all views of an object: (B V, C, H, W) -> the same; starts as the identity.
 
@@ -59,9 +69,7 @@ class CrossViewAttention(nn.Module):
     def forward(self, x: Tensor, views: int) -> Tensor:
         n, c, h, w = x.shape
         tokens = self.norm(x).reshape(n // views, views, c, h * w).movedim(2, -1).reshape(n // views, views * h * w, c)
-        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in self.qkv(tokens).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, V H W, C)
-        y = self.out(y).reshape(n // views, views, h * w, c).movedim(-1, 2).reshape(n, c, h, w)
+        y = self.out(attend(self.qkv(tokens), self.heads)).reshape(n // views, views, h * w, c).movedim(-1, 2).reshape(n, c, h, w)
         return x + HALF * y
 
 

@@ -195,6 +195,19 @@ class Cameras:
         o, d = self.rays()
         return torch.cat([torch.linalg.cross(o, d), d], -1)
 
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Where points (..., P, 3) of the world appear: pixels (..., V, P, 2), x then y, and depths along the optical axis
+        (..., V, P). Behind a camera, where the depth is not positive, the pixels mean nothing.
+
+        >>> pixels, depths = Cameras.orbit(2, radius=2.0, width=8, height=8).project(torch.zeros(1, 3))
+        >>> pixels[:, 0].tolist(), depths[:, 0].tolist()
+        ([[4.0, 4.0], [4.0, 4.0]], [2.0, 2.0])
+        """
+        R, t = self.viewmats[..., :3, :3], self.viewmats[..., :3, 3]
+        at = torch.einsum("...vij,...pj->...vpi", R, points) + t[..., None, :]
+        uvw = torch.einsum("...vij,...vpj->...vpi", self.Ks, at)
+        return uvw[..., :2] / uvw[..., 2:].clamp_min(1e-6), at[..., 2]
+
     # ---- moving ----------------------------------------------------------------------------------------------
     def to(self, *args, **kwargs) -> Cameras:
         """As `Tensor.to`."""

@@ -32,8 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.nn.cross_view import sweep
-from gsgen_lib.nn.multiview import MultiViewUNet
+from gsgen_lib.nn.multiview import MultiViewUNet, attend
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
@@ -96,7 +97,7 @@ class FeedForward(nn.Module):
     def forward(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
         """rgba (B, V, S, S, 4) straight alpha in [0, 1]; cameras of batch (B,), V views -> V S^2 Gaussians each, batch (B,)."""
         b, v, s = rgba.shape[:3]
-        rgb, alpha = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], rgba[..., 3:]  # on white
+        rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
         with torch.autocast(rgba.device.type, enabled=False):  # rays in half precision would miss their pixels
             inputs = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1)  # (B, V, S, S, 10)
             origin, ray = cameras.rays()
@@ -186,8 +187,7 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in self.qkv(self.norm1(x)).chunk(3, -1))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.out(attend(self.qkv(self.norm1(x)), self.heads))
         return x + self.mlp(self.norm2(x))
 
 
@@ -216,7 +216,7 @@ def reconstruction_loss(model, config: FeedForwardConfig, truth: Tensor, cameras
     scenes = most_opaque(model(inputs, given), config.budget * count)
     out = rasterize(scenes, cameras, (1.0, 1.0, 1.0), check=False)
     alpha = truth[..., 3:]
-    white = truth[..., :3] * alpha + 1 - alpha
+    white = on_background(truth, torch.ones(3))
     off = (out.rgb - white).square()
     loss = off.mean() + (out.alpha - alpha).square().mean()
     if config.weight_lpips:

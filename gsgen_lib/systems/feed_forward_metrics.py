@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import orthogonal_sets
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.metrics import alpha_iou, box_psnr, psnr
@@ -86,7 +87,7 @@ def score(rgb: Tensor, alpha: Tensor, truth: Tensor) -> dict:
     >>> score(torch.ones(2, 8, 8, 3), torch.ones(2, 8, 8, 1), torch.ones(2, 8, 8, 4))["iou"]
     1.0
     """
-    white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
+    white = on_background(truth, torch.ones(3))
     return {"psnr": psnr(rgb, white).item(), "box": box_psnr(rgb, white, truth[..., 3:]).item(),
             "iou": alpha_iou(alpha, truth[..., 3:]).item()}
 
@@ -105,7 +106,7 @@ def nearest_input(rgba: Tensor, cameras: Cameras) -> Callable:
 
     def views(there):
         rows = torch.cdist(there.centers, cameras.centers).argmin(1)
-        return rgba[rows, ..., :3] * rgba[rows, ..., 3:] + 1 - rgba[rows, ..., 3:], rgba[rows, ..., 3:]
+        return on_background(rgba[rows], torch.ones(3)), rgba[rows, ..., 3:]
 
     return views
 
@@ -132,9 +133,7 @@ def coloured_hull(rgba: Tensor, cameras: Cameras, resolution: int = 64) -> Gauss
     depth = rasterize(one, cameras).depth  # (V, S, S, 1), along the optical axis
     batch = Cameras.stack([cameras])
     seen = look_up(torch.cat([rgba, depth], -1)[None], batch, shell[None])[0]  # (V, P, 5)
-    R, t = cameras.viewmats[:, :3, :3], cameras.viewmats[:, :3, 3]
-    z = torch.einsum("vj,pj->vp", R[:, 2], shell) + t[:, 2:]
-    weight = (z < seen[..., 4] + 2 / resolution).float() * seen[..., 3]  # (V, P)
+    weight = (cameras.project(shell)[1] < seen[..., 4] + 2 / resolution).float() * seen[..., 3]  # (V, P)
     color = (weight[..., None] * seen[..., :3]).sum(0) / weight.sum(0)[:, None].clamp_min(1e-6)
     mean = (seen[..., 3:4] * seen[..., :3]).sum(0) / seen[..., 3:4].sum(0).clamp_min(1e-6)
     color = torch.where(weight.sum(0)[:, None] > 0.05, color, mean)

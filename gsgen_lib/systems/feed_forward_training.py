@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import MultiView, load_views, toy_views
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
@@ -192,7 +193,7 @@ def sheet_of(views: ViewSet, config: FeedForwardConfig):
         rgba, cameras = some.images.to(device), some.cameras.to(device)
         scenes = most_opaque(model(rgba[:, :4], cameras[:4]), 4 * config.budget)
         got = rasterize(scenes, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1).cpu()
-        truth = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).cpu()
+        truth = on_background(rgba, torch.ones(3)).cpu()
         return grid(torch.stack([truth, got], 1).flatten(0, 2), 8)
 
     return sheet

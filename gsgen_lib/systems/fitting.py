@@ -195,10 +195,9 @@ def inside_silhouettes(points: Tensor, alphas: Tensor, cameras: Cameras, thresho
     points: (P, 3); alphas: (V, H, W). Returns (P,) bool. (Laurentini 1994.)
     """
     V, H, W = alphas.shape
-    cam = torch.einsum("vij,pj->vpi", cameras.viewmats[:, :3, :3], points) + cameras.viewmats[:, None, :3, 3]
-    uvw = torch.einsum("vij,vpj->vpi", cameras.Ks, cam)  # (V, P, 3)
-    u, v = (uvw[..., :2] / uvw[..., 2:].clamp_min(1e-6)).floor().long().unbind(-1)
-    in_frame = (cam[..., 2] > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
+    pixels, depths = cameras.project(points)  # (V, P, 2), (V, P)
+    u, v = pixels.floor().long().unbind(-1)
+    in_frame = (depths > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
     filled = alphas[torch.arange(V, device=points.device)[:, None], v.clamp(0, H - 1), u.clamp(0, W - 1)] > threshold
     return (filled | ~in_frame).all(0) & in_frame.any(0)
 

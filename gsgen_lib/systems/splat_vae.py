@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
@@ -136,7 +137,7 @@ class SplatVAE(nn.Module):
         """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4) and cameras of batch
         (B,)."""
         b, v, s = rgba.shape[:3]
-        rgb, alpha = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], rgba[..., 3:]
+        rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
         x = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1).reshape(b * v, s, s, 10).movedim(-1, 1)
         x = self.enter(x)
         for layer in self.down:

@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 
 from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.data.raycast import render_mesh
-from gsgen_lib.nn.cross_view import REACH, first_crossing, look_up, project, sweep
+from gsgen_lib.nn.cross_view import REACH, first_crossing, look_up, sweep
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -32,7 +32,7 @@ def test_points_appear_where_the_rasterizer_paints_them():
     alpha = rasterize(dot, cameras).alpha[..., 0]  # (3, 48, 48)
     y, x = torch.meshgrid(*[torch.arange(48) + 0.5] * 2, indexing="ij")
     centre = torch.stack([(alpha * a).sum((1, 2)) / alpha.sum((1, 2)) for a in (x, y)], 1)
-    found = project(point[None], Cameras.stack([cameras]))[0, :, 0]
+    found = cameras.project(point)[0][:, 0]
     assert (found - centre).abs().max() < 0.05
     assert (found.flip(-1) - centre).abs().max() > 1  # x and y are not the same here
 
@@ -40,7 +40,7 @@ def test_points_appear_where_the_rasterizer_paints_them():
 def test_lookups_equal_those_of_scipy_and_are_empty_outside():
     cameras, picture = Cameras.stack([ring(2, 16)]), torch.rand(1, 2, 16, 16, 3, generator=gen())
     points = 0.8 * (torch.rand(1, 40, 3, generator=gen(1)) - 0.5)
-    at = project(points, cameras)[0].double().numpy() - 0.5  # pixel centres are whole numbers to scipy
+    at = cameras.project(points)[0][0].double().numpy() - 0.5  # pixel centres are whole numbers to scipy
     found = look_up(picture, cameras, points)[0]
     for v in range(2):
         wanted = [map_coordinates(picture[0, v, ..., c].double().numpy(), at[v, :, ::-1].T, order=1, mode="grid-constant") for c in range(3)]
