@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from gsgen_lib.diffusion.ema import EMA
+from gsgen_lib.options import check_options
 
 __all__ = ["TrainConfig", "TrainResult", "learning_rate", "load_state", "save_state", "seeded", "step_generator", "train"]
 
@@ -65,9 +66,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, wanted a whole number >= 1")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a number > 0")
+        check_options(self, "config", ("lr", "clip"))
         if self.precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision: got {self.precision!r}, wanted no, bf16 or fp16")
 

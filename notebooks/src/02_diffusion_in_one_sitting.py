@@ -73,7 +73,7 @@ captions = list(dict.fromkeys(shelf.captions))
 prompts = [f"{caption}, {word}" for word in VIEW_WORDS for caption in captions[:5]]
 drawn = prior.sample(prompts, 20, generator=gen()).cpu()
 viz.compare({word: drawn[5 * k:5 * k + 5] for k, word in enumerate(VIEW_WORDS)},
-            [textwrap.fill(c, 16) for c in captions[:5]], cell=0.8)
+            [textwrap.fill(c, 12) for c in captions[:5]], cell=1.0)
 
 # %% [markdown]
 # **What to notice.** No: each picture is drawn alone, on a random background, as in training. Making the four agree is what the
@@ -531,7 +531,7 @@ print(f"true renders recognised: {share['true renders'] >= 0.9}, samples: {share
 for name, row in read_card(folder_of("prior"))["metrics"].items():
     print(f"{name:<13} caption {row['own_first']:.2f}, view word {row['view_word']:.2f}, among near ones {row['near_first']:.2f}")
 viz.image_grid(samples.cpu(), columns=8, cell=0.6,
-               title="own caption first: " + ", ".join(f"{name} {part:.0%}" for name, part in share.items()))
+               title="own caption first:\n" + ", ".join(f"{name} {part:.0%}" for name, part in share.items()))
 
 # %% [markdown]
 # **What to notice.** Shuffling the captions is the control: if the judge ignored them, nothing would change. The judge errs, too:
