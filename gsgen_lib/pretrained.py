@@ -13,17 +13,27 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from gsgen_lib.data import data_root
 
-__all__ = ["CHECKPOINTS", "checked_folder", "load_or_train", "read_card", "write_card"]
+__all__ = ["CHECKPOINTS", "checked_folder", "load_network", "load_or_train", "read_card", "save_network", "write_card"]
 
 LICENCE = "MIT, as the code; learned from renders of the course's toys and of its real training objects (data/CREDITS.md)"
-# name -> (module, function that loads it from the shipped folder, function that trains it into a folder)
-CHECKPOINTS: dict[str, tuple[str, str, str]] = {
+# name -> (module, function that loads it from the shipped folder, function that trains it into a folder, and its settings)
+CHECKPOINTS: dict[str, tuple] = {
     "prior": ("gsgen_lib.systems.prior", "load_prior", "gsgen_lib.systems.prior_training:train_prior"),
     "prompt_scorer": ("gsgen_lib.systems.prompt_scorer", "load_scorer", "gsgen_lib.systems.scorer_training:train_scorer"),
+    "feedforward_unet": ("gsgen_lib.systems.feed_forward", "load_feed_forward",
+                         "gsgen_lib.systems.feed_forward_training:train_feed_forward", {"backbone": "unet"}),
+    "feedforward_transformer": ("gsgen_lib.systems.feed_forward", "load_feed_forward",
+                                "gsgen_lib.systems.feed_forward_training:train_feed_forward", {"backbone": "transformer"}),
+    **{f"splat_vae_{f}": ("gsgen_lib.systems.splat_vae", "load_splat_vae",
+                          "gsgen_lib.systems.splat_vae_training:train_splat_vae", {"factor": f}) for f in (4, 8, 16)},
+    "splat_diffusion": ("gsgen_lib.systems.splat_diffusion", "load_splat_diffusion",
+                        "gsgen_lib.systems.splat_diffusion_training:train_splat_diffusion"),
 }
 
 
@@ -95,7 +105,7 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
     Prints which of the two was taken. Raises ValueError for a damaged checkpoint: it is not retrained silently.
     """
     shipped = folder_of(name)
-    module, loader, trainer = CHECKPOINTS[name]
+    module, loader, trainer, *more = CHECKPOINTS[name]
     load = getattr(importlib.import_module(module), loader)
     if folder is None and (shipped / "card.json").is_file():
         card = read_card(shipped)
@@ -105,9 +115,38 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
     if not (folder / "model" / "card.json").is_file():
         module, function = trainer.split(":")
         print(f"{name}: no checkpoint in {folder}; training one ({preset} preset), resumable")
-        getattr(importlib.import_module(module), function)(out=folder, preset=preset)
+        getattr(importlib.import_module(module), function)(out=folder, preset=preset, **(more[0] if more else {}))
     print(f"{name}: trained here, {folder / 'model'}")
     return load(checked_folder(folder / "model"), **settings)
+
+
+def save_network(model, folder: str | Path, facts: dict) -> dict:
+    """Weights in half precision, config.json of `model.config`, a dataclass, and the card; returns the card."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
+    return write_card(folder, facts | {"parameters": sum(p.numel() for p in model.parameters())})
+
+
+def load_network(name: str | Path, network: Callable, config: type, device: str = "cpu"):
+    """network(config) with the weights of a checkpoint, shipped or a folder of `save_network`, for use: no gradient reaches it.
+
+    Raises what `checked_folder` raises, and ValueError where config.json or the weights are of another network.
+    """
+    from safetensors.torch import load_file
+
+    folder = checked_folder(name)
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model = network(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}))
+        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder}: no {network.__name__} ({str(error).splitlines()[0][:200]})") from error
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _digest(path: Path) -> str:

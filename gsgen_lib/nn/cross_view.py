@@ -9,7 +9,7 @@ and look each of them up in every other view (bilinear):
 
     inside_k  = min over other views of alpha(p_k)                       no silhouette cuts the point away: the visual hull
     differs_k = min over other views of mean |rgb(p_k) - rgb(pixel)|     some view sees the same colour there: the plane sweep
-    depth     = the first t at which inside crosses 1/2                  where the ray enters the hull
+    depth     = the first t at which inside crosses 1/2                  where the ray enters the hull, `refine`d near it
 
 A point outside of a picture counts as empty there, since the course's views have the whole object in frame. With one view only
 there is nothing to ask: the depth is that of the point nearest to the origin. Taught in notebook 05. Sources: plane sweeps:
@@ -81,6 +81,35 @@ def sweep(rgba: Tensor, cameras: Cameras, depths: int = 24, size: int = 32) -> t
     depth = first_crossing(inside, t).reshape(b, v, size, size, 1)
     nothing = (inside.amax(-1) < 0.5).reshape(b, v, size, size, 1)
     return torch.cat([inside, alike], -1).reshape(b, v, size, size, -1), torch.where(nothing, middle, depth)
+
+
+@torch.no_grad()
+def refine(alpha: Tensor, cameras: Cameras, depth: Tensor, reach: float, points: int = 8) -> Tensor:
+    """Where rays enter the hull, asked again for every pixel at `points` places around a first answer.
+
+    alpha (B, V, S, S, 1); cameras of S x S pixels, batch (B,); depth (B, V, S, S, 1) along the unit rays; reach: how far before
+    and behind it. A ray that meets the hull at none of these places keeps its depth.
+
+    >>> cameras = Cameras.stack([Cameras.orbit(4, width=8, height=8)])
+    >>> alpha = torch.zeros(1, 4, 8, 8, 1)
+    >>> alpha[:, :, 2:6, 2:6] = 1  # four square silhouettes: the hull is a box
+    >>> depth = sweep(alpha.expand(-1, -1, -1, -1, 4), cameras, 5, 8)[1]
+    >>> bool(refine(alpha, cameras, depth, 0.5)[0, 0, 4, 4] < 1.6)  # before the middle, 1.8
+    True
+    """
+    b, v, s = alpha.shape[:3]
+    if v == 1:
+        return depth
+    o, d = cameras.rays()
+    t = depth + torch.linspace(-reach, reach, points, device=alpha.device)  # (B, V, S, S, K)
+    inside = []
+    for i in range(v):
+        at = (o[:, i, ..., None, :] + t[:, i, ..., None] * d[:, i, ..., None, :]).reshape(b, -1, 3)
+        rest = [j for j in range(v) if j != i]
+        there = replace(cameras, viewmats=cameras.viewmats[:, rest], Ks=cameras.Ks[:, rest])
+        inside.append(look_up(alpha[:, rest], there, at)[..., 0].amin(1).reshape(b, s, s, points))
+    inside = torch.stack(inside, 1)
+    return torch.where(inside.amax(-1, keepdim=True) < 0.5, depth, first_crossing(inside, t)[..., None])
 
 
 def first_crossing(inside: Tensor, t: Tensor, level: float = 0.5) -> Tensor:

@@ -3,7 +3,7 @@
 Problem. Optimisation needs seconds to minutes for each object, and invents nothing. A network that has seen many objects
 predicts, for each pixel of each input view, one Gaussian on that pixel's ray:
 
-    t_0      = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view.sweep`
+    t_0      = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view`
     LGM      : mean = o + t_0 d + OFFSET tanh(a),           a (3)        "unet", attention across views at its coarse levels
     GRM      : mean = o + (t_0 + OFFSET tanh(a)) d,         a (1)        "transformer", attention across views everywhere
     opacity  = sigmoid(b + 8 alpha - 7),     scales = 0.1 softplus(c - 2.7),     quats = normalised (1, 0, 0, 0) + q
@@ -27,13 +27,15 @@ hull and the sweep. Taught in notebook 05.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.cross_view import sweep
+from gsgen_lib.nn.cross_view import REACH, refine, sweep
 from gsgen_lib.nn.multiview import MultiViewUNet, attend
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
@@ -86,10 +88,11 @@ class FeedForward(nn.Module):
         self.config = c = config
         extra = 2 * c.depths + 1 if c.geometry else 0  # at half size
         if c.backbone == "unet":
-            self.network = MultiViewUNet(40 + extra, 64, c.widths, (False, True, True), 1)
+            self.network = MultiViewUNet(40 + extra, 64, c.widths, (False, False, True), 1)
         else:
             self.network = Transformer(40 + extra, 64, c)
-        self.fine = nn.Sequential(nn.Conv2d(16 + 10, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 14, 3, 1, 1))
+        self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(),
+                                  nn.Conv2d(32, 14 if c.backbone == "unet" else 12, 3, 1, 1))
         with torch.no_grad():  # the untrained network's corrections are small
             self.fine[-1].weight.mul_(0.1)
             self.fine[-1].bias.zero_()
@@ -106,25 +109,15 @@ class FeedForward(nn.Module):
             x = F.pixel_unshuffle(flat, 2)  # (B V, 40, S/2, S/2)
             if self.config.geometry:
                 features, depth = sweep(rgba, cameras, self.config.depths, s // 2)
-                start = depth.repeat_interleave(2, 2).repeat_interleave(2, 3)
+                start = refine(rgba[..., 3:], cameras, depth.repeat_interleave(2, 2).repeat_interleave(2, 3),
+                               3 * REACH / (self.config.depths - 1))  # three halves of the sweep's step
                 known = torch.cat([2 * features - 1, depth - 1.8], -1)  # distances of the course's cameras are about 1.8
                 x = torch.cat([x, known.reshape(b * v, s // 2, s // 2, -1).movedim(-1, 1)], 1)
         x = F.pixel_shuffle(self.network(x, v), 2)  # (B V, 16, S, S)
-        raw = self.fine(torch.cat([x, flat], 1)).float().movedim(1, -1).reshape(b, v, s, s, 14)
+        first = (start - 1.8).reshape(b * v, 1, s, s)
+        raw = self.fine(torch.cat([x, flat, first], 1)).float().movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 14 or 12)
         own = torch.where(alpha > 0, rgba[..., :3], 1.0)  # a pixel at the rim has the object's colour, not one mixed with white
-        return self.splats(raw, own, alpha, origin, ray, start)
-
-    def splats(self, raw: Tensor, rgb: Tensor, alpha: Tensor, origin: Tensor, ray: Tensor, start: Tensor) -> Gaussians:
-        """The equations of the header, for raw (B, V, S, S, 14): 3 offset, 1 opacity, 3 scales, 4 quaternion, 3 colour."""
-        a, o, c, q, r = raw.split((3, 1, 3, 4, 3), -1)
-        if self.config.backbone == "unet":
-            means = origin + start * ray + OFFSET * torch.tanh(a)
-        else:
-            means = origin + (start + OFFSET * torch.tanh(a[..., :1])) * ray
-        opacities = torch.sigmoid(o + 8 * alpha - 7)[..., 0]
-        quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
-        parts = (means, quats, 0.1 * F.softplus(c + WIDTH), opacities, rgb + 0.5 * torch.tanh(r))
-        return Gaussians(*(part.flatten(1, 3) for part in parts))
+        return pixel_splats(raw, own, alpha, origin, ray, start)
 
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
@@ -138,6 +131,24 @@ class FeedForward(nn.Module):
                              f"{s}")
         scene = most_opaque(self(rgba[None], Cameras.stack([cameras])), self.config.budget * len(rgba))[0]
         return Gaussians(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors.clamp(0, 1))
+
+
+def pixel_splats(raw: Tensor, rgb: Tensor, alpha: Tensor, origin: Tensor, ray: Tensor, start: Tensor) -> Gaussians:
+    """The equations of the header: one Gaussian for each pixel of each view.
+
+    raw (B, V, S, S, 14): offset 3, opacity 1, scales 3, quaternion 4, colour 3; or 12, where the offset is one number along the
+    ray; rgb and alpha (B, V, S, S, 3 and 1) of the pixels; origin, ray (B, V, S, S, 3); start (B, V, S, S, 1) along the ray.
+
+    >>> zero = torch.zeros(1, 2, 4, 4, 14)
+    >>> pixel_splats(zero, zero[..., :3], zero[..., :1], zero[..., :3], zero[..., :3], zero[..., :1]).num
+    32
+    """
+    a, o, c, q, r = raw.split((raw.shape[-1] - 11, 1, 3, 4, 3), -1)
+    means = origin + start * ray + OFFSET * torch.tanh(a) * (1 if a.shape[-1] == 3 else ray)
+    opacities = torch.sigmoid(o + 8 * alpha - 7)[..., 0]
+    quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
+    parts = (means, quats, 0.1 * F.softplus(c + WIDTH), opacities, rgb + 0.5 * torch.tanh(r))
+    return Gaussians(*(part.flatten(1, 3) for part in parts))
 
 
 class Transformer(nn.Module):
@@ -212,13 +223,22 @@ def reconstruction_loss(model, config: FeedForwardConfig, truth: Tensor, cameras
     true views, those of the inputs first; inputs (B, m, S, S, 4) and given: what the model gets, bent or not.
     Returns {"loss", "psnr"}; psnr: of the mean squared error of the views that were not given, for the log.
     """
-    count = inputs.shape[1]
-    scenes = most_opaque(model(inputs, given), config.budget * count)
+    scenes = most_opaque(model(inputs, given), config.budget * inputs.shape[1])
+    return picture_loss(scenes, truth, cameras, inputs.shape[1], config.weight_lpips)
+
+
+def picture_loss(scenes: Gaussians, truth: Tensor, cameras: Cameras, count: int, weight_lpips: float) -> dict[str, Tensor]:
+    """The loss of the header for scenes of batch (B,), against truth (B, V, S, S, 4) of which the first `count` were given."""
     out = rasterize(scenes, cameras, (1.0, 1.0, 1.0), check=False)
     alpha = truth[..., 3:]
     white = on_background(truth, torch.ones(3))
     off = (out.rgb - white).square()
     loss = off.mean() + (out.alpha - alpha).square().mean()
-    if config.weight_lpips:
-        loss = loss + config.weight_lpips * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1), validate=False)
+    if weight_lpips:
+        loss = loss + weight_lpips * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1), validate=False)
     return {"loss": loss, "psnr": -10 * torch.log10(off[:, count:].mean().detach().clamp_min(1e-9))}
+
+
+def load_feed_forward(name: str | Path = "feedforward_unet", device: str = "cpu") -> FeedForward:
+    """A shipped network of that name, or one in a folder; raises what `pretrained.load_network` raises."""
+    return pretrained.load_network(name, FeedForward, FeedForwardConfig, device)

@@ -3,7 +3,7 @@
     gsgen train feedforward --backbone unet|transformer --preset tiny|cpu|gpu
 
 A batch holds as many toys as real objects. Its inputs are four views at right angles in `FOURS` of the batches, else 1 to 8 views
-from anywhere, so that one network serves any number; the truths are the inputs and as many other views.
+from anywhere, so that one network serves any number; the truths are the inputs and five other views.
 
 Inputs that a generator paints do not agree with each other, nor with their cameras. So that the network forgives both, the views
 after the first are sometimes (`augment`) bent, or their cameras turned (LGM section 3.3):
@@ -11,19 +11,19 @@ after the first are sometimes (`augment`) bent, or their cameras turned (LGM sec
     grid warp      8 to 16 strips along each axis, each wider or narrower by up to `strength`
     orbit jitter   a camera turned about the object by up to 18 degrees around the y axis, 9 around its own right axis
 
+Every other object is mirrored, pictures and cameras alike: twice the objects.
+
 Taught in notebook 05. Source: LGM (2402.05054).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gsgen_lib import pretrained
@@ -40,7 +40,7 @@ TOY_SEED = 6_000_000
 PRESETS = {
     "tiny": dict(model=dict(size=32, widths=(16, 24, 32), width=48, layers=2, heads=4, depths=8), toys=8, real=8, steps=5,
                  batch=2, lr=1e-3),
-    "cpu": dict(model={}, toys=1200, real=None, steps=12_000, batch=4, lr=1e-3),
+    "cpu": dict(model={}, toys=1200, real=None, steps=9_000, batch=4, lr=1e-3),
     "gpu": dict(model=dict(widths=(96, 192, 288), width=384, layers=12), toys=4000, real=None, steps=40_000, batch=16,
                 lr=5e-4),
 }
@@ -102,11 +102,32 @@ def augmented(rgba: Tensor, cameras: Cameras, chance: float, generator: torch.Ge
     return rgba, replace(cameras, viewmats=W)
 
 
+def mirrored(rgba: Tensor, cameras: Cameras, which: Tensor) -> tuple[Tensor, Cameras]:
+    """Objects `which` (B,) of rgba (B, V, H, W, C) and their cameras, reflected at the plane x = 0.
+
+    A world point (x, y, z) moves to (-x, y, z) and is seen at the mirrored column: W -> M W M with M = diag(-1, 1, 1, 1), and the
+    principal point moves to the width less itself.
+
+    >>> cameras = Cameras.stack([Cameras.orbit(3, width=8, height=8)])
+    >>> _, there = mirrored(torch.rand(1, 3, 8, 8, 4), cameras, torch.tensor([True]))
+    >>> x, y = cameras.project(torch.tensor([[[0.2, 0.1, 0.3]]]))[0][0, :, 0].T
+    >>> u, v = there.project(torch.tensor([[[-0.2, 0.1, 0.3]]]))[0][0, :, 0].T
+    >>> torch.allclose(u, 8 - x, atol=1e-5), torch.allclose(v, y, atol=1e-5)
+    (True, True)
+    """
+    M = torch.ones(4, 4)
+    M[0, 1:] = M[1:, 0] = -1  # diag(-1, 1, 1, 1) on both sides turns these signs
+    W = torch.where(which[:, None, None, None], cameras.viewmats * M.to(cameras.viewmats), cameras.viewmats)
+    Ks = cameras.Ks.clone()
+    Ks[which, :, 0, 2] = cameras.width - Ks[which, :, 0, 2]
+    return torch.where(which[:, None, None, None, None], rgba.flip(3), rgba), replace(cameras, viewmats=W, Ks=Ks)
+
+
 def batches(sets: list[ViewSet], batch: int, chance: float):
     """draw_batch for `training.train`: (rgba (B, V, S, S, 4) truth, cameras, inputs, cameras of the inputs), inputs first."""
     plans = {}
     for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
-        plans[count, how] = [MultiView(one, count, max(3, min(4, count)), how, background=None) for one in sets]
+        plans[count, how] = [MultiView(one, count, 5, how, background=None) for one in sets]
 
     def draw_batch(generator):
         if float(torch.rand(1, generator=generator)) < FOURS:
@@ -118,6 +139,7 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
         rgba = torch.cat([d.images for d in drawn])
         cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
                           Ks=torch.cat([d.cameras.Ks for d in drawn]))
+        rgba, cameras = mirrored(rgba, cameras, torch.rand(batch, generator=generator) < 0.5)
         count = drawn[0].n_inputs
         inputs, turned = augmented(rgba[:, :count], cameras[:count], chance, generator)
         return rgba, cameras.viewmats, cameras.Ks, inputs, turned.viewmats, count
@@ -139,10 +161,7 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
         raise ValueError(f"augment: got {augment}, wanted 0 to 1")
     p, out = PRESETS[preset], Path(out or f"runs/feedforward_{backbone}")
     config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"])
-    real = load_views("train", limit=p["real"])
-    toys = toy_views(p["toys"], TOY_SEED + seed, config.size, folder=out.parent / f"toys_{config.size}_{p['toys']}")
-    if config.size != real.images.shape[2]:
-        real = smaller(real, config.size)
+    real, toys = training_objects(p, config.size, seed, out.parent)
     model = seeded(lambda: FeedForward(config), seed)
 
     def loss_fn(network, data, generator):
@@ -157,17 +176,16 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     if result.step < plan.steps:
         print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    return save_feed_forward(model, out / "model", {
+    return pretrained.save_network(model, out / "model", {
         "name": f"feedforward_{backbone}", "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}",
         "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"]})
 
 
-def save_feed_forward(model: FeedForward, folder: Path, facts: dict) -> dict:
-    """Weights in half precision, config.json and card; returns the card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
-    return pretrained.write_card(folder, facts | {"parameters": sum(p.numel() for p in model.parameters())})
+def training_objects(preset: dict, size: int, seed: int, folder: Path) -> tuple[ViewSet, ViewSet]:
+    """The real training objects and preset["toys"] toys, of size x size pixels; the toys are kept in `folder`."""
+    real = load_views("train", limit=preset["real"])
+    toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")
+    return (real if size == real.images.shape[2] else smaller(real, size)), toys
 
 
 def smaller(views: ViewSet, size: int) -> ViewSet:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gsgen_lib.nn.multiview import start_linear
 from gsgen_lib.systems.prior import views_together
 from gsgen_lib.systems.prompt_scorer import TwoTowers
 
@@ -30,37 +31,17 @@ def make_autoencoder(channels: tuple[int, ...] = (32, 48, 64), latent: int = 4):
     torch.Size([1, 4, 16, 16])
     """
     from diffusers import AutoencoderKL
+    from diffusers.models.resnet import ResnetBlock2D
 
     n = len(channels)
     vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n,
                          block_out_channels=channels, layers_per_block=1, latent_channels=latent,
                          norm_num_groups=channels[0] // 2,  # one channel to a group would lose every plain colour
                          sample_size=64, mid_block_add_attention=False)
-    start_linear(vae)
+    start_linear(vae, ResnetBlock2D)
     with torch.no_grad():
         vae.quant_conv.bias[latent:] = -8.0
     return vae
-
-
-def start_linear(network: nn.Module) -> None:
-    """New initial weights, in place: residual branches add nothing yet, and the convolutions between them keep the
-    variance of what they carry (torch's default divides it by three at each). From torch's generator.
-
-    >>> vae = make_autoencoder((16, 16, 16))
-    >>> bool((vae.decoder.mid_block.resnets[0].conv2.weight == 0).all())
-    True
-    """
-    from diffusers.models.resnet import ResnetBlock2D
-
-    blocks = [m for m in network.modules() if isinstance(m, ResnetBlock2D)]
-    inside = {id(conv) for block in blocks for conv in (block.conv1, block.conv2)}
-    for block in blocks:
-        nn.init.zeros_(block.conv2.weight)
-        nn.init.zeros_(block.conv2.bias)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and id(module) not in inside:
-            nn.init.normal_(module.weight, 0.0, module.weight[0].numel() ** -0.5)  # fan-in
-            nn.init.zeros_(module.bias)
 
 
 def make_unet(channels: tuple[int, ...] = (64, 96), size: int = 16, latent: int = 4, attention: int | None = None):

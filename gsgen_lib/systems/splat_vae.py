@@ -3,59 +3,69 @@
 Problem. A diffusion model over tens of thousands of Gaussians is slow, and Gaussians in any order mean the same scene. So scenes
 are first compressed. An encoder reads V posed pictures, each with its rays, and writes a small latent picture for each view:
 
-    mu, log sigma^2 = encoder(pictures, rays)             (V, 6, H/f, W/f) each,    z = mu + sigma eps
+    mu, log sigma^2 = encoder(pictures, rays)             (V, 6, S/f, S/f) each,    z = mu + sigma eps
 
-a decoder turns the latents, with the rays of the same cameras, into one Gaussian for each pixel:
+a decoder turns the latents, with the rays of the same cameras, into 12 numbers for each pixel, a Gaussian:
 
-    depth t = NEAR + (FAR - NEAR) sigmoid(d),  mean = o + t ray,  opacity = sigmoid,  color = sigmoid,  quats = normalised,
-    scales = t * pixel * exp(s)                            12 numbers a pixel: 1 + 1 + 3 + 4 + 3
+    depth 1, opacity 1, scales 3, quaternion 4, colour 3                            (`feed_forward.pixel_splats`)
 
 For f = 8 a view of 64 x 64 pixels and 12 numbers becomes 8 x 8 x 6: 128 times fewer. Pictures hold 3 numbers a pixel: 32 times.
 After each block of encoder and decoder the views are mixed, pixel by pixel, by a small residual network (`MixViews`); without it
 each view would be alone with its own depth.
 
-    L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS + `weight_kl` KL( N(mu, sigma^2) | N(0, 1) )
+What ours adds: the decoder sees no pixel and no silhouette of the inputs, only latents. So it first paints its own,
 
-over the input views and others. The decoder sees no pixel and no silhouette of the inputs, only latents: what is not in them, it
-must imagine. Taught in notebook 06. Source: 2406.13099, sections 3.1 and 3.2; ours adds the alpha term, and attention across
-views at the coarsest level.
+    paint (V, S, S, 4) = first half of the decoder(z),        start = where a pixel's ray enters the hull of the painted alphas
+
+and then asks of them what `FeedForward` asks of its inputs: the plane sweep and the hull. With `geometry=False` neither encoder
+nor decoder asks, and rays start at their middles: the comparison that shows what this is worth.
+
+    L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS                  rendered, inputs and other views
+      + `weight_paint` |paint - inputs|^2 + `weight_kl` KL( N(mu, sigma^2) | N(0, 1) )
+
+Taught in notebook 06. Source: 2406.13099, sections 3.1 and 3.2. Also ours: the alpha term, and attention at the coarsest level.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock
+from gsgen_lib.nn.cross_view import REACH, refine, sweep
+from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock, start_linear
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-
-NEAR, FAR = 1.8 - 0.87, 1.8 + 0.87  # depths along a ray that an object in the unit cube can have
+from gsgen_lib.systems.feed_forward import most_opaque, picture_loss, pixel_splats
 
 
 @dataclass(frozen=True)
 class SplatVAEConfig:
-    """size: pixels of the pictures; factor: f, 4, 8 or 16; latent: channels; widths: channels at size, size / 2, ... down to
-    size / f (the last is repeated where there are fewer); mix: mix the views; weight_kl, weight_lpips: of the loss; budget:
-    Gaussians rendered per view."""
+    """size: pixels of the pictures; factor: f, 4, 8 or 16; latent: channels; widths: channels at size / 2, / 4, / 8, / 16; mix:
+    mix the views; geometry: hull and sweep, with `depths` points on each ray; weights: of the loss; budget: Gaussians rendered
+    per view."""
 
     size: int = 64
     factor: int = 8
     latent: int = 6
-    widths: tuple[int, int, int, int] = (24, 64, 96, 160)
+    widths: tuple[int, int, int, int] = (48, 96, 144, 144)
     mix: bool = True
-    weight_kl: float = 1e-5
+    geometry: bool = True
+    depths: int = 24
+    weight_kl: float = 5e-4
     weight_lpips: float = 0.05
+    weight_paint: float = 1.0
     budget: int = 1536
 
     def __post_init__(self):
-        check_options(self, "config", ("size", "latent", "budget"))
+        check_options(self, "config", ("size", "latent", "depths", "budget"))
         if self.factor not in (4, 8, 16):
             raise ValueError(f"config.factor: got {self.factor}, wanted 4, 8 or 16")
         if self.size % self.factor:
@@ -63,9 +73,8 @@ class SplatVAEConfig:
 
     @property
     def channels(self) -> list[int]:
-        """Widths at size, size / 2, ..., size / factor."""
-        levels = int(math.log2(self.factor)) + 1
-        return [self.widths[min(k, len(self.widths) - 1)] for k in range(levels)]
+        """Widths at size / 2, size / 4, ..., size / factor."""
+        return list(self.widths[: int(math.log2(self.factor))])
 
 
 class MixViews(nn.Module):
@@ -91,7 +100,11 @@ class MixViews(nn.Module):
 
 
 class Level(nn.Module):
-    """A residual block, and the views mixed after it: (B V, in, H, W) -> (B V, out, H, W)."""
+    """A residual block, and the views mixed after it: (B V, in, H, W) -> (B V, out, H, W).
+
+    >>> Level(4, 8, mix=True)(torch.randn(6, 4, 2, 2), 3).shape
+    torch.Size([6, 8, 2, 2])
+    """
 
     def __init__(self, channels: int, out: int, mix: bool):
         super().__init__()
@@ -105,74 +118,129 @@ class Level(nn.Module):
 class SplatVAE(nn.Module):
     """`encode` pictures to latents, `decode` latents to Gaussians; both need the cameras.
 
-    >>> vae = SplatVAE(SplatVAEConfig(size=16, widths=(8, 16, 16, 16)))
+    >>> vae = SplatVAE(SplatVAEConfig(size=16, widths=(8, 16, 16, 16), depths=4))
     >>> cameras = Cameras.stack([Cameras.orbit(4, width=16, height=16)])
     >>> mu, logvar = vae.encode(torch.rand(1, 4, 16, 16, 4), cameras)
-    >>> mu.shape, vae.decode(mu, cameras).num
-    (torch.Size([1, 4, 6, 2, 2]), 1024)
+    >>> scenes, painted = vae.decode(mu, cameras)
+    >>> mu.shape, scenes.num, painted.shape
+    (torch.Size([1, 4, 6, 2, 2]), 1024, torch.Size([1, 4, 16, 16, 4]))
     """
 
     def __init__(self, config: SplatVAEConfig = SplatVAEConfig()):
         super().__init__()
         self.config, widths = config, config.channels
-        self.enter = nn.Conv2d(10, widths[0], 3, 1, 1)
-        self.down, self.up, now = nn.ModuleList(), nn.ModuleList(), widths[0]
-        for k, width in enumerate(widths):
-            self.down.append(Level(now, width, config.mix))
-            now = width
-            if k + 1 < len(widths):
-                self.down.append(nn.Conv2d(now, now, 3, 2, 1))
-        self.down_talk = CrossViewAttention(now) if config.mix else None
-        self.moments = nn.Sequential(Level(now, now, config.mix), nn.Conv2d(now, 2 * config.latent, 1))
-        self.begin = nn.Conv2d(config.latent + 6, now, 3, 1, 1)
-        self.up_talk = CrossViewAttention(now) if config.mix else None
-        self.look = nn.ModuleList()  # each level is told its rays again
-        for k in reversed(range(len(widths))):
-            self.look.append(nn.Conv2d(6, now, 1))
-            self.up.append(Level(now, widths[k], config.mix))
-            now = widths[k]
-        self.leave = nn.Sequential(nn.GroupNorm(8, now), nn.SiLU(), nn.Conv2d(now, 12, 3, 1, 1))
+        extra, fine, coarse = 2 * config.depths + 1 if config.geometry else 0, widths[0], widths[-1]
+        self.enter = nn.Conv2d(4 * 10 + extra, fine, 3, 1, 1)
+        self.down = nn.ModuleList([Level(fine, fine, config.mix)])
+        for width, after in zip(widths, widths[1:], strict=False):
+            self.down += [nn.Conv2d(width, after, 3, 2, 1), Level(after, after, config.mix)]
+        self.down_talk = CrossViewAttention(coarse) if config.mix else None
+        self.down_end = Level(coarse, coarse, config.mix)
+        self.moments = nn.Conv2d(coarse, 2 * config.latent, 1)
+
+        self.begin = nn.Conv2d(config.latent + 6, coarse, 3, 1, 1)
+        self.up_begin = Level(coarse, coarse, config.mix)
+        self.up_talk = CrossViewAttention(coarse) if config.mix else None
+        self.up = nn.ModuleList([Level(coarse, coarse, config.mix)])
+        for width, after in zip(widths[::-1], widths[::-1][1:], strict=False):
+            self.up += [nn.Conv2d(width, after, 3, 1, 1), Level(after, after, config.mix)]
+        self.paint = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 4 * 4, 3, 1, 1))
+        self.ask = nn.Conv2d(fine + 4 * 6 + extra, fine, 3, 1, 1)
+        self.last = nn.ModuleList([Level(fine, fine, config.mix), Level(fine, fine, config.mix)])
+        self.leave = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 4 * 16, 3, 1, 1))
+        self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 12, 3, 1, 1))
+        start_linear(self)
+        with torch.no_grad():  # as in FeedForward: the untrained corrections are small
+            self.fine[-1].weight.mul_(0.1)
+            self.fine[-1].bias.zero_()
+
+    def forward(self, rgba: Tensor, cameras: Cameras, noise: Tensor) -> tuple[Gaussians, Tensor, Tensor, Tensor]:
+        """One step of training: scenes, paint, mu, logvar; noise (B, V, latent, S / f, S / f) standard normal."""
+        mu, logvar = self.encode(rgba, cameras)
+        return *self.decode(mu + (0.5 * logvar).exp() * noise, cameras), mu, logvar
 
     def encode(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4) and cameras of batch
-        (B,)."""
+        """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4), straight alpha in
+        [0, 1], and cameras of batch (B,)."""
         b, v, s = rgba.shape[:3]
         rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
-        x = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1).reshape(b * v, s, s, 10).movedim(-1, 1)
+        with torch.autocast(rgba.device.type, enabled=False):
+            flat = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1).flatten(0, 1).movedim(-1, 1)
+            x = F.pixel_unshuffle(flat, 2)
+            if self.config.geometry:
+                x = torch.cat([x, self.known(rgba, cameras)[0]], 1)
         x = self.enter(x)
         for layer in self.down:
             x = layer(x, v) if isinstance(layer, Level) else layer(x)
         x = x if self.down_talk is None else self.down_talk(x, v)
-        x = self.moments[1](self.moments[0](x, v))
-        mu, logvar = x.unflatten(0, (b, v)).chunk(2, 2)
-        return mu.float(), logvar.float().clamp(-30, 20)
+        mu, logvar = self.moments(self.down_end(x, v)).float().unflatten(0, (b, v)).chunk(2, 2)
+        return mu, logvar.clamp(-20, 10)
 
-    def decode(self, z: Tensor, cameras: Cameras) -> Gaussians:
-        """V S^2 Gaussians per object of latents (B, V, latent, S / f, S / f)."""
+    def decode(self, z: Tensor, cameras: Cameras) -> tuple[Gaussians, Tensor]:
+        """V S^2 Gaussians per object of latents (B, V, latent, S / f, S / f), batch (B,), and what was painted on the way (B, V,
+        S, S, 4) in [0, 1]."""
         b, v = z.shape[:2]
-        s = self.config.size
-
-        def rays_at(size):
-            return cameras.resize(size, size).plucker().reshape(b * v, size, size, 6).movedim(-1, 1)
-
-        size = s // self.config.factor
-        x = self.begin(torch.cat([z.flatten(0, 1), rays_at(size)], 1))
+        s, f = self.config.size, self.config.factor
+        with torch.autocast(z.device.type, enabled=False):
+            origin, ray = cameras.rays()
+            plucker = cameras.plucker().flatten(0, 1).movedim(-1, 1)
+            coarse = cameras.resize(s // f, s // f).plucker().flatten(0, 1).movedim(-1, 1)
+        x = self.up_begin(self.begin(torch.cat([z.flatten(0, 1), coarse], 1)), v)
         x = x if self.up_talk is None else self.up_talk(x, v)
-        for k, (level, look) in enumerate(zip(self.up, self.look, strict=True)):
-            if k:
-                x, size = F.interpolate(x, scale_factor=2.0, mode="nearest"), 2 * size
-            x = level(x + look(rays_at(size)), v)
-        return self.splats(self.leave(x).float().unflatten(0, (b, v)).movedim(2, -1), cameras)
+        for layer in self.up:
+            x = layer(x, v) if isinstance(layer, Level) else layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        painted = torch.sigmoid(F.pixel_shuffle(self.paint(x), 2).float()).movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 4)
+        known, start = [], -(origin * ray).sum(-1, keepdim=True)  # the middle of each ray
+        with torch.autocast(z.device.type, enabled=False):
+            if self.config.geometry:
+                features, start = self.known(painted.detach(), cameras)
+                known = [features]
+        x = self.ask(torch.cat([x, F.pixel_unshuffle(plucker, 2), *known], 1))
+        for layer in self.last:
+            x = layer(x, v)
+        seen = torch.cat([2 * painted - 1, start - 1.8], -1).flatten(0, 1).movedim(-1, 1)  # (B V, 5, S, S)
+        raw = self.fine(torch.cat([F.pixel_shuffle(self.leave(x), 2), plucker, seen], 1)).float()
+        raw = raw.movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 12)
+        return pixel_splats(raw, painted[..., :3], painted[..., 3:], origin, ray, start), painted
 
-    def splats(self, raw: Tensor, cameras: Cameras) -> Gaussians:
-        """The equations of the header, for raw (B, V, S, S, 12): depth, opacity, colour 3, quaternion 4, scales 3."""
-        d, o, c, q, s = raw.split((1, 1, 3, 4, 3), -1)
-        origin, ray = cameras.rays()
-        t = NEAR + (FAR - NEAR) * torch.sigmoid(d)
-        pixel = 1 / cameras.Ks[..., 0, 0][..., None, None, None]  # the width of a pixel at distance 1
-        quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
-        parts = (origin + t * ray, quats, t * pixel * torch.exp(s - 0.5), torch.sigmoid(o - 2)[..., 0], torch.sigmoid(c))
-        return Gaussians(*(part.flatten(1, 3) for part in parts))
+    def known(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+        """Sweep and hull depth as features (B V, 2 depths + 1, S / 2, S / 2), and the depth for each pixel (B, V, S, S, 1)."""
+        b, v, s = rgba.shape[:3]
+        features, depth = sweep(rgba, cameras, self.config.depths, s // 2)
+        fine = depth.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        fine = refine(rgba[..., 3:], cameras, fine, 3 * REACH / (self.config.depths - 1))
+        return torch.cat([2 * features - 1, depth - 1.8], -1).flatten(0, 1).movedim(-1, 1), fine
+
+    def splats(self, z: Tensor, cameras: Cameras) -> Gaussians:
+        """The Gaussians of `decode` that are rendered in training: the `budget` most opaque for each view, colours in [0, 1]."""
+        scenes = most_opaque(self.decode(z, cameras)[0], self.config.budget * z.shape[1])
+        return Gaussians(scenes.means, scenes.quats, scenes.scales, scenes.opacities, scenes.colors.clamp(0, 1))
+
+    @torch.no_grad()
+    def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
+        """One object through the bottleneck and back, without noise: rgba (V, S, S, 4), their cameras -> Gaussians."""
+        batch = Cameras.stack([cameras])
+        return self.splats(self.encode(rgba[None], batch)[0], batch)[0]
+
+
+def vae_loss(model, config: SplatVAEConfig, truth: Tensor, cameras: Cameras, count: int,
+             generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """The loss of the header: truth (B, V, S, S, 4), cameras of batch (B,), the first `count` views are encoded.
+
+    model: a `SplatVAE` or its wrapper for several GPUs. Returns {"loss", "psnr", "kl", "paint"}; psnr: of the views that were
+    not given; kl: nats per number of a latent.
+    """
+    given, there = truth[:, :count], cameras[:count]
+    cells = config.size // config.factor
+    noise = torch.randn(len(truth), count, config.latent, cells, cells, generator=generator).to(truth)
+    scenes, painted, mu, logvar = model(given, there, noise)
+    out = picture_loss(most_opaque(scenes, config.budget * count), truth, cameras, count, config.weight_lpips)
+    white, alpha = torch.ones(3), given[..., 3:]
+    paint = (on_background(painted, white) - on_background(given, white)).square().mean()
+    paint = paint + (painted[..., 3:] - alpha).square().mean()
+    kl = kl_to_normal(mu, logvar)
+    loss = out["loss"] + config.weight_paint * paint + config.weight_kl * kl
+    return {"loss": loss, "psnr": out["psnr"], "kl": kl.detach(), "paint": paint.detach()}
 
 
 def kl_to_normal(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -192,3 +260,8 @@ def compression(config: SplatVAEConfig) -> dict[str, float]:
     """
     kept = config.latent / config.factor**2
     return {"splats": 12 / kept, "pictures": 3 / kept}
+
+
+def load_splat_vae(name: str | Path = "splat_vae_8", device: str = "cpu") -> SplatVAE:
+    """A shipped network of that name, or one in a folder; raises what `pretrained.load_network` raises."""
+    return pretrained.load_network(name, SplatVAE, SplatVAEConfig, device)

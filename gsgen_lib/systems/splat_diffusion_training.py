@@ -1,0 +1,228 @@
+"""gsgen train diffusion: scenes become latents once, then the denoiser learns from latents alone.
+
+    gsgen train diffusion --preset tiny|cpu|gpu
+
+Scenes are toys, four views each, and the real training objects with their mirror images (toys are not mirrored: the side to
+which a cat's tail lies has odds that shall be learned). Kept for every scene: mean and log variance of its latents, and, for
+each of the `WAYS` in which views may be given, the latents of these views encoded alone.
+
+Taught in notebook 07. Source: 2406.13099 section 3.3.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import names_heldout
+from gsgen_lib.data.multiview import load_views, toy_views
+from gsgen_lib.data.view_sets import ViewSet
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.autoencoder_training import grid
+from gsgen_lib.systems.feed_forward_training import smaller
+from gsgen_lib.systems.splat_diffusion import (
+    VIEWS,
+    Condition,
+    SplatDenoiser,
+    SplatDiffusion,
+    SplatDiffusionConfig,
+    diffusion_loss,
+    scene_cameras,
+)
+from gsgen_lib.systems.splat_vae import SplatVAE, load_splat_vae
+from gsgen_lib.training import TrainConfig, seeded, train
+
+TOY_SEED = 7_000_000
+WAYS = {"none": 0.45, "front": 0.3, "one": 0.05, "two": 0.1, "three": 0.1}  # which views are given, and how often
+NO_WORDS, NO_WORDS_SEEN = 0.15, 0.6  # how often words are dropped: where no view is given, and where some are
+REAL_SHARE = 0.1
+PRESETS = {
+    "tiny": dict(model=dict(widths=(16, 24), embed=32), toys=12, real=4, steps=5, batch=4, lr=1e-3),
+    "cpu": dict(model={}, toys=12_000, real=None, steps=12_000, batch=32, lr=5e-4),
+    "gpu": dict(model={}, toys=60_000, real=None, steps=60_000, batch=256, lr=5e-4),
+}
+
+
+def scene_views(toys: int, seed: int, size: int = 64, split: str = "train", progress: bool = True) -> ViewSet:
+    """New toys from the four cameras of `scene_cameras`.
+
+    >>> views = scene_views(1, 0, 8, progress=False)
+    >>> torch.allclose(views.cameras.centers[0], scene_cameras(8).centers, atol=1e-5), views.images.shape
+    (True, torch.Size([1, 4, 8, 8, 4]))
+    """
+    return toy_views(toys, seed, size, VIEWS, split, points=16, progress=progress)
+
+
+def real_scenes(split: str = "train", size: int = 64, limit: int | None = None) -> ViewSet:
+    """The real objects of a split from the same four cameras; of "train", none whose caption is a held-out toy's."""
+    views = load_views(split, limit=limit)
+    if split == "train":
+        views = views[[not names_heldout(caption) for caption in views.captions]]
+    around = [0, 2, 4, 6]  # of the ring of eight
+    four = replace(views, images=views.images[:, around], cameras=views.cameras[around])
+    return four if size == four.images.shape[2] else smaller(four, size)
+
+
+def mirrored_scenes(views: ViewSet) -> ViewSet:
+    """Scenes reflected at the plane x = 0, seen from the same four cameras: right and left change places.
+
+    >>> views = scene_views(1, 0, 8, progress=False)
+    >>> bool((mirrored_scenes(views).images[0, 1] == views.images[0, 3].flip(1)).all())
+    True
+    """
+    return replace(views, images=views.images[:, [0, 3, 2, 1]].flip(3))
+
+
+@torch.no_grad()
+def encode_scenes(vae: SplatVAE, views: ViewSet, generator: torch.Generator, batch: int = 32, progress: bool = True) -> dict:
+    """What training needs of N scenes, half precision on the CPU: mu, logvar (N, V, C, h, w); known (N, W, V) for the W `WAYS`;
+    alone (N, W, V, C, h, w), the means of the views given, encoded without the others."""
+    from tqdm import tqdm
+
+    device, found = next(vae.parameters()).device, []
+    for first in tqdm(range(0, len(views), batch), desc="encode", disable=not progress, mininterval=5):
+        rgba = (views.images[first:first + batch].float() / 255).to(device)
+        b, cameras = len(rgba), scene_cameras(vae.config.size).to(device)
+        mu, logvar = vae.encode(rgba, Cameras.stack([cameras] * b))
+        known = ways(b, generator).to(device)  # (b, W, V)
+        alone = torch.zeros(*known.shape, *mu.shape[2:], device=device)
+        for way in range(known.shape[1]):
+            count = int(known[0, way].sum())
+            if not count:
+                continue
+            rows = known[:, way].nonzero()[:, 1].reshape(b, count)  # which views
+            every = torch.arange(b, device=device)[:, None]
+            some = Cameras.stack([cameras[r.tolist()] for r in rows])
+            alone[every, way, rows] = vae.encode(rgba[every, rows], some)[0]
+        found.append({"mu": mu, "logvar": logvar, "known": known, "alone": alone})
+    return {k: torch.cat([f[k].to(torch.float16).cpu() for f in found]) for k in found[0]}
+
+
+def ways(count: int, generator: torch.Generator) -> Tensor:
+    """Which views are given in each of the `WAYS`, for `count` scenes: (count, W, V) of 0 and 1.
+
+    >>> ways(1, torch.Generator().manual_seed(0)).sum(-1).tolist()
+    [[0.0, 1.0, 1.0, 2.0, 3.0]]
+    """
+    known = torch.zeros(count, len(WAYS), VIEWS)
+    known[:, 1, 0] = 1
+    for way, number in ((2, 1), (3, 2), (4, 3)):
+        known[:, way].scatter_(1, torch.rand(count, VIEWS, generator=generator).argsort(1)[:, :number], 1.0)
+    return known
+
+
+def scene_latents(path: Path, vae: SplatVAE, preset: dict, seed: int) -> tuple[dict, list[str]]:
+    """Latents and captions of the training scenes, toys first; from the file `path`, made and written there if there is none."""
+    if not path.is_file():
+        size = vae.config.size
+        real = real_scenes("train", size, preset["real"])
+        parts = [scene_views(preset["toys"], TOY_SEED + seed, size), real, mirrored_scenes(real)]
+        generator = torch.Generator().manual_seed(seed)
+        found = [encode_scenes(vae, part, generator) for part in parts]
+        found = {k: torch.cat([f[k] for f in found]) for k in found[0]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        captions = json.dumps([caption for part in parts for caption in part.captions])
+        save_file(found, path.with_suffix(".part"), {"captions": captions})
+        path.with_suffix(".part").replace(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in ("mu", "logvar", "known", "alone")}, json.loads(file.metadata()["captions"])
+    except Exception as error:
+        raise ValueError(f"{path}: not whole latents of scenes ({type(error).__name__}); delete it") from error
+
+
+def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDenoiser, toys: int, batch: int,
+            no_views: bool = False):
+    """draw_batch for `training.train`: (scaled latents drawn from their posteriors, words, given views, which)."""
+    different = list(dict.fromkeys(["", *captions]))
+    words = torch.cat([encode_prompt(different[i:i + 256]) for i in range(0, len(different), 256)]).to(torch.float16)
+    row_of = {caption: i for i, caption in enumerate(different)}
+    rows = torch.tensor([row_of[c] for c in captions])
+    chances = torch.tensor([1.0, 0, 0, 0, 0] if no_views else list(WAYS.values()))
+
+    def draw_batch(generator):
+        real = torch.rand(batch, generator=generator) < (REAL_SHARE if toys < len(captions) else 0)
+        pick = torch.rand(batch, generator=generator)
+        i = torch.where(real, toys + (pick * (len(captions) - toys)).long(), (pick * toys).long())
+        mu, logvar = (found[k][i].float() for k in ("mu", "logvar"))
+        z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator)
+        way = torch.multinomial(chances, batch, True, generator=generator)
+        known, alone = found["known"][i, way].float(), found["alone"][i, way].float()
+        drop = torch.rand(batch, generator=generator) < torch.where(way == 0, NO_WORDS, NO_WORDS_SEEN)
+        words_of = words[torch.where(drop, 0, rows[i])].float()
+        alone = denoiser.scale(alone) * known[:, :, None, None, None]
+        return denoiser.scale(z), words_of, alone, known
+
+    return draw_batch
+
+
+def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: int | None = None, prediction: str = "v",
+                          autoencoder: str = "splat_vae_8", seed: int = 0, minutes: float | None = None,
+                          device: str | None = None) -> dict:
+    """Train the denoiser; returns its card, {} if `minutes` ended it before its last step.
+
+    out: folder, runs/splat_diffusion if not given; a training that was interrupted goes on. prediction: v, eps or x0;
+    autoencoder: a shipped one, or a folder with a card.
+    """
+    from gsgen_lib.systems.prior import load_prior
+
+    if preset not in PRESETS:
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
+    p, out = PRESETS[preset], Path(out or "runs/splat_diffusion")
+    vae, prior = load_splat_vae(autoencoder), load_prior()
+    digest = pretrained.read_card(pretrained.checked_folder(autoencoder))["sha256"]["model.safetensors"]
+    found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
+    v = vae.config
+    config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
+    model = seeded(lambda: SplatDenoiser(config), seed)
+    numbers = found["mu"].float()
+    model.mean.copy_(numbers.mean((0, 1, 3, 4)).half())
+    model.std.copy_(numbers.std((0, 1, 3, 4)).half())
+    cameras = scene_cameras(v.size)
+    draw = batches(found, captions, prior.encode_prompt, seeded(lambda: _copy(model), 0), p["toys"], p["batch"])
+
+    def loss_fn(network, data, generator):
+        z, words, alone, known = data
+        return diffusion_loss(network, model, z, Condition(words, alone, known), cameras.to(z.device), generator)
+
+    plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
+                       checkpoint_every=500, seed=seed, precision="bf16")
+    sheet = sheet_of(vae, prior.encode_prompt)
+    result = train(model, loss_fn, draw, plan, out, sheet, minutes, device)
+    if result.step < plan.steps:
+        print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
+        return {}
+    return pretrained.save_network(model, out / "model", {
+        "name": "splat_diffusion", "command": f"gsgen train diffusion --preset {preset}", "seed": seed,
+        "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
+        "autoencoder": autoencoder, "autoencoder_sha256": digest})
+
+
+def _copy(model: SplatDenoiser) -> SplatDenoiser:
+    """A denoiser on the CPU with the same scales, for batches that are drawn there."""
+    other = SplatDenoiser(model.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def sheet_of(vae: SplatVAE, encode_prompt):
+    """sheet(model) for `training.train`: eight scenes from the same noise, four views each: two of nothing, six of words."""
+    captions = ["", "", "a red mug", "a blue car", "a tall green lamp", "a yellow fish", "a purple house", "a teal robot"]
+
+    @torch.no_grad()
+    def sheet(model):
+        device = next(model.parameters()).device
+        sampler = SplatDiffusion(vae.to(device), _copy(model).to(device), encode_prompt)
+        scenes = sampler.sample(captions, generator=torch.Generator().manual_seed(0))
+        views = rasterize(scenes, Cameras.stack([sampler.cameras] * len(captions)), (1.0, 1.0, 1.0)).rgb.clamp(0, 1).cpu()
+        return grid(views.flatten(0, 1), 8)
+
+    return sheet
