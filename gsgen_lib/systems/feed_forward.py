@@ -14,14 +14,21 @@ rasterizer adds half a pixel to every splat), with its own colour: the untrained
 is learned are corrections. With `geometry=False` the network sees pictures and rays only and starts at the middle of each ray:
 the comparison that shows what the hull and the sweep are worth.
 
-Loss, over inputs and novel views, on white (LGM section 3.3):
+One look is not enough: what a splat should be depends on the splats of other views that stand before it. So the scene is
+rendered into the inputs, and a second, small network reads how it fails there, `passes` times:
+
+    g     = d/d raw of |rgb - inputs|^2 + |alpha - inputs' alpha|^2                 raw: all of a, b, c, q, r above
+    raw  += correct(hidden, errors, sign(g) log(1 + |g| / rms(g)), raw)             a step of gradient descent, learned
+
+Loss, over inputs and novel views, on white (LGM section 3.3), of the last scene, and `FIRST` of the scene before any correction:
 
     L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS
 
 Only the `budget` most opaque Gaussians of each view are rendered: most pixels show background.
 
-Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3. Scaled here to 64 pixels, 3 M parameters and 2 cores; added: the
-hull and the sweep. Taught in notebook 05.
+Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3; corrections from gradients: G3R (2409.19405) section 3, without
+gradients: ReSplat (2510.08575). Scaled here to 64 pixels, 3 M parameters and 2 cores; added: the hull and the sweep. Taught in
+notebook 05.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ from torch import Tensor, nn
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.nn.cross_view import REACH, refine, sweep
-from gsgen_lib.nn.multiview import MultiViewUNet, attend
+from gsgen_lib.nn.multiview import MultiViewUNet, ResBlock, attend
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
@@ -45,6 +52,7 @@ from gsgen_lib.scene.gaussians import Gaussians
 
 BACKBONES = ("unet", "transformer")
 OFFSET = 0.5
+FIRST = 0.3
 WIDTH = -2.7  # 0.1 softplus(-2.7) = 0.0065; a pixel of 64 is 0.02 wide at distance 1.8 under 40 degrees
 
 
@@ -52,7 +60,7 @@ WIDTH = -2.7  # 0.1 softplus(-2.7) = 0.0065; a pixel of 64 is 0.02 wide at dista
 class FeedForwardConfig:
     """backbone: of BACKBONES; size: pixels of the inputs, a multiple of 16; widths: channels of the U-Net at size / 2, / 4, / 8;
     width, layers, heads: of the transformer; geometry: hull and sweep as inputs, and the start of the depth; depths: points on
-    each ray of the sweep; budget: Gaussians rendered per input view; weight_lpips: of the loss."""
+    each ray of the sweep; passes: of the corrections; budget: Gaussians rendered per input view; weight_lpips: of the loss."""
 
     backbone: str = "unet"
     size: int = 64
@@ -62,6 +70,7 @@ class FeedForwardConfig:
     heads: int = 6
     geometry: bool = True
     depths: int = 24
+    passes: int = 3
     budget: int = 1536
     weight_lpips: float = 0.05
 
@@ -91,14 +100,21 @@ class FeedForward(nn.Module):
             self.network = MultiViewUNet(40 + extra, 64, c.widths, (False, False, True), 1)
         else:
             self.network = Transformer(40 + extra, 64, c)
-        self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(),
-                                  nn.Conv2d(32, 14 if c.backbone == "unet" else 12, 3, 1, 1))
+        numbers = 14 if c.backbone == "unet" else 12
+        self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, numbers, 3, 1, 1))
+        if c.passes:
+            self.correct = nn.Sequential(nn.Conv2d(64 + 4 * (4 + 2 * numbers), 48, 1), ResBlock(48, 48))
+            self.change, self.remember = nn.Conv2d(48, 4 * numbers, 3, 1, 1), nn.Conv2d(48, 64, 1)
         with torch.no_grad():  # the untrained network's corrections are small
-            self.fine[-1].weight.mul_(0.1)
-            self.fine[-1].bias.zero_()
+            for last in (self.fine[-1], *([self.change] if c.passes else [])):
+                last.weight.mul_(0.1)
+                last.bias.zero_()
 
-    def forward(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
-        """rgba (B, V, S, S, 4) straight alpha in [0, 1]; cameras of batch (B,), V views -> V S^2 Gaussians each, batch (B,)."""
+    def forward(self, rgba: Tensor, cameras: Cameras, every: bool = False) -> Gaussians | list[Gaussians]:
+        """rgba (B, V, S, S, 4) straight alpha in [0, 1]; cameras of batch (B,), V views -> V S^2 Gaussians each, batch (B,).
+
+        every: the scenes after 0, 1, ... `passes` corrections, instead of the last alone.
+        """
         b, v, s = rgba.shape[:3]
         rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
         with torch.autocast(rgba.device.type, enabled=False):  # rays in half precision would miss their pixels
@@ -113,11 +129,31 @@ class FeedForward(nn.Module):
                                3 * REACH / (self.config.depths - 1))  # three halves of the sweep's step
                 known = torch.cat([2 * features - 1, depth - 1.8], -1)  # distances of the course's cameras are about 1.8
                 x = torch.cat([x, known.reshape(b * v, s // 2, s // 2, -1).movedim(-1, 1)], 1)
-        x = F.pixel_shuffle(self.network(x, v), 2)  # (B V, 16, S, S)
+        hidden = self.network(x, v)  # (B V, 64, S/2, S/2)
         first = (start - 1.8).reshape(b * v, 1, s, s)
-        raw = self.fine(torch.cat([x, flat, first], 1)).float().movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 14 or 12)
+        raw = self.fine(torch.cat([F.pixel_shuffle(hidden, 2), flat, first], 1)).float()
+        raw = raw.movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 14 or 12)
         own = torch.where(alpha > 0, rgba[..., :3], 1.0)  # a pixel at the rim has the object's colour, not one mixed with white
-        return pixel_splats(raw, own, alpha, origin, ray, start)
+        pixels = (own, alpha, origin, ray, start)
+        scenes = [pixel_splats(raw, *pixels)]
+        for _ in range(self.config.passes):
+            failing = F.pixel_unshuffle(self.failing(raw, pixels, rgba, cameras).flatten(0, 1).movedim(-1, 1), 2)
+            found = self.correct(torch.cat([hidden, failing], 1))
+            hidden = hidden + self.remember(found)
+            raw = raw + F.pixel_shuffle(self.change(found), 2).float().movedim(1, -1).unflatten(0, (b, v))
+            scenes.append(pixel_splats(raw, *pixels))
+        return scenes if every else scenes[-1]
+
+    def failing(self, raw: Tensor, pixels: tuple[Tensor, ...], rgba: Tensor, cameras: Cameras) -> Tensor:
+        """How the scene of raw (B, V, S, S, C) fails at its own inputs, without gradient: (B, V, S, S, 4 + 2 C): errors of colour
+        and alpha, the compressed gradient of their squares by raw, and raw."""
+        with torch.enable_grad(), torch.autocast(rgba.device.type, enabled=False):
+            raw = raw.detach().requires_grad_()
+            out = rasterize(pixel_splats(raw, *(x.detach() for x in pixels)), cameras, (1.0, 1.0, 1.0), check=False)
+            errors = torch.cat([on_background(rgba, torch.ones(3)) - out.rgb, rgba[..., 3:] - out.alpha], -1)
+            (g,) = torch.autograd.grad(errors.square().sum(), raw)
+        g = g / (g.square().mean((2, 3), keepdim=True).sqrt() + 1e-6)  # rms over the pixels of a view, for each number
+        return torch.cat([4 * errors.detach(), g.sign() * torch.log1p(g.abs()), raw.detach()], -1)
 
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
@@ -223,8 +259,12 @@ def reconstruction_loss(model, config: FeedForwardConfig, truth: Tensor, cameras
     true views, those of the inputs first; inputs (B, m, S, S, 4) and given: what the model gets, bent or not.
     Returns {"loss", "psnr"}; psnr: of the mean squared error of the views that were not given, for the log.
     """
-    scenes = most_opaque(model(inputs, given), config.budget * inputs.shape[1])
-    return picture_loss(scenes, truth, cameras, inputs.shape[1], config.weight_lpips)
+    count = inputs.shape[1]
+    scenes = [most_opaque(scene, config.budget * count) for scene in model(inputs, given, True)]
+    out = picture_loss(scenes[-1], truth, cameras, count, config.weight_lpips)
+    if len(scenes) > 1:
+        out["loss"] = out["loss"] + FIRST * picture_loss(scenes[0], truth, cameras, count, 0.0)["loss"]
+    return out
 
 
 def picture_loss(scenes: Gaussians, truth: Tensor, cameras: Cameras, count: int, weight_lpips: float) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """gsgen train feedforward: toys and real training objects, inputs and truths, augmentation.
 
-    gsgen train feedforward --backbone unet|transformer --preset tiny|cpu|gpu
+    gsgen train feedforward --backbone unet|transformer --preset tiny|experiment|cpu|gpu
 
 A batch holds as many toys as real objects. Its inputs are four views at right angles in `FOURS` of the batches, else 1 to 8 views
 from anywhere, so that one network serves any number; the truths are the inputs and five other views.
@@ -40,6 +40,7 @@ TOY_SEED = 6_000_000
 PRESETS = {
     "tiny": dict(model=dict(size=32, widths=(16, 24, 32), width=48, layers=2, heads=4, depths=8), toys=8, real=8, steps=5,
                  batch=2, lr=1e-3),
+    "experiment": dict(model=dict(widths=(32, 64, 96), depths=16), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=9_000, batch=4, lr=1e-3),
     "gpu": dict(model=dict(widths=(96, 192, 288), width=384, layers=12), toys=4000, real=None, steps=40_000, batch=16,
                 lr=5e-4),

@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 
 from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.data.raycast import render_mesh
-from gsgen_lib.nn.cross_view import REACH, first_crossing, look_up, sweep
+from gsgen_lib.nn.cross_view import REACH, first_crossing, look_up, refine, sweep
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -94,6 +94,21 @@ def test_the_hull_of_a_ball_is_met_just_before_the_ball(ball):
     moved = rgba.clone()
     moved[:, 1:] = moved[:, 1:].roll(12, 3)  # the others' silhouettes shifted: the hull moves away
     assert (sweep(moved, turned, 48, 64)[1][..., 0] - depth[..., 0])[inside].abs().mean() > 0.1
+
+
+def test_a_second_look_brings_the_hull_nearer_to_a_finer_sweep(ball):
+    """Coarse depths, refined, against a sweep of many depths at every pixel; one view has nothing to ask."""
+    rgba, cameras = ball
+    coarse = sweep(rgba, cameras, 12, 32)[1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    fine, inside = sweep(rgba, cameras, 200, 64)[1], rgba[..., 3:] > 0.9
+    step = 2 * REACH / 11
+    found = refine(rgba[..., 3:], cameras, coarse, 1.5 * step)
+    off = [(x - fine)[inside].abs().mean() for x in (coarse, found)]
+    assert off[1] < 0.3 * off[0]
+    assert ((found - coarse).abs() <= 1.5 * step + 1e-5).all()
+    assert torch.equal(refine(rgba[:, :1, ..., 3:], cameras[:1], coarse[:, :1], step), coarse[:, :1])
+    nothing = torch.zeros_like(rgba[..., 3:])
+    assert torch.equal(refine(nothing, cameras, coarse, step), coarse)
 
 
 def test_colours_agree_at_the_surface_and_not_before_it(ball):

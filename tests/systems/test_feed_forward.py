@@ -67,7 +67,7 @@ def silent(model):
 @torch.no_grad()
 def test_without_corrections_each_pixel_is_a_splat_at_the_hull(given, backbone):
     rgba, cameras = given.images[:, :4], given.cameras[:4]
-    found = silent(network(backbone))(rgba, cameras)
+    found = silent(network(backbone))(rgba, cameras, every=True)[0]
     depth = sweep(rgba, cameras, 12, 16)[1].repeat_interleave(2, 2).repeat_interleave(2, 3)
     depth = refine(rgba[..., 3:], cameras, depth, 1.5 * (2 * 0.87 / 11))  # three halves of a step of the sweep
     origin, ray = cameras.rays()
@@ -96,6 +96,65 @@ def test_corrections_follow_the_equations(given):
         flat["c"] + 0.5 * torch.tanh(n[..., 11:]))
     for name in ("means", "quats", "scales", "opacities", "colors"):
         torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_what_fails_is_the_error_and_its_slope(given):
+    """Errors against a render made here; gradients, before their compression, against differences of the summed squares."""
+    model, rgba, cameras = network(), given.images[:, :4], given.cameras[:4]
+    origin, ray = cameras.rays()
+    pixels = (rgba[..., :3], rgba[..., 3:], origin, ray, -(origin * ray).sum(-1, keepdim=True))
+    raw = 0.3 * torch.randn(2, 4, 32, 32, 14, generator=gen())
+    white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+
+    def errors(raw):
+        out = rasterize(pixel_splats(raw, *pixels), cameras, (1.0, 1.0, 1.0))
+        return torch.cat([white - out.rgb, rgba[..., 3:] - out.alpha], -1)
+
+    with torch.no_grad():  # as in use: the gradient is taken all the same
+        found = model.failing(raw, pixels, rgba, cameras)
+    assert found.shape[-1] == 4 + 28 and not found.requires_grad
+    torch.testing.assert_close(found[..., :4], 4 * errors(raw), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[..., 18:], raw)
+    seen = (rgba[0, 1, ..., 3] > 0.9).nonzero()[:40]  # pixels of the first object in its second view
+    for channel in (0, 3, 5, 9, 12):  # offset, opacity, scale, quaternion, colour
+        slopes = []
+        for y, x in seen.tolist():
+            ends = []
+            for step in (0.005, -0.005):
+                moved = raw.clone()
+                moved[0, 1, y, x, channel] += step
+                ends.append(errors(moved)[0].double().square().sum().item())
+            slopes.append((ends[0] - ends[1]) / 0.01)
+        told = found[0, 1, seen[:, 0], seen[:, 1], 4 + channel].double()
+        told = told.sign() * torch.expm1(told.abs())  # the compression undone, but for the rms of the channel
+        slopes = torch.tensor(slopes, dtype=torch.float64)
+        assert torch.corrcoef(torch.stack([told, slopes]))[0, 1] > 0.98, channel
+
+
+def test_corrections_learn_from_the_pictures_and_without_passes_there_are_none(given):
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
+    assert len(network(passes=0)(rgba, cameras, every=True)) == 1
+    model = network(passes=2)
+    scenes = model(rgba, cameras, every=True)
+    assert len(scenes) == 3 and not torch.equal(scenes[1].means, scenes[2].means)
+    assert torch.equal(model(rgba, cameras).means, scenes[2].means)
+    scenes[2].colors.sum().backward()
+    assert model.change.weight.grad.abs().sum() > 0 and model.network.enter.weight.grad.abs().sum() > 0
+
+
+def test_a_mirrored_scene_looks_mirrored():
+    """Splats drawn at (-x, y, z), seen from mirrored cameras, against the flipped picture; a camera off its middle, too."""
+    scene = Gaussians.random(40, scale=0.05, generator=gen())
+    scene = replace(scene, quats=torch.tensor([1.0, 0, 0, 0]).repeat(40, 1))
+    scene = replace(scene, scales=scene.scales[:, :1].expand(-1, 3).contiguous())  # balls have no handedness
+    cameras = Cameras.stack([Cameras.orbit(3, width=24, height=24)] * 2)
+    cameras.Ks[..., 0, 2] += 3
+    pictures = rasterize(Gaussians.stack([scene] * 2), cameras)
+    rgba, there = mirrored(torch.cat([pictures.rgb, pictures.alpha], -1), cameras, torch.tensor([True, False]))
+    other = replace(scene, means=scene.means * torch.tensor([-1.0, 1, 1]))
+    seen = rasterize(Gaussians.stack([other, scene]), there)
+    torch.testing.assert_close(seen.rgb, rgba[..., :3], atol=2e-4, rtol=0)
+    assert (rgba[0] - torch.cat([pictures.rgb, pictures.alpha], -1)[0]).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -144,9 +203,13 @@ def test_the_most_opaque_are_those_of_a_sort():
 def test_the_loss_is_that_of_its_formula(given):
     model, truth, cameras = network(weight_lpips=0.3), given.images, given.cameras
     found = reconstruction_loss(model, model.config, truth, cameras, truth[:, :4], cameras[:4])
-    out = rasterize(most_opaque(model(truth[:, :4], cameras[:4]), 4 * 1536), cameras, (1.0, 1.0, 1.0))
     white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
-    wanted = ((out.rgb - white) ** 2).mean() + ((out.alpha - truth[..., 3:]) ** 2).mean()
+    scenes = model(truth[:, :4], cameras[:4], every=True)
+    assert len(scenes) == 4
+    wanted = 0.0
+    for scene, weight in ((scenes[0], 0.3), (scenes[-1], 1.0)):
+        out = rasterize(most_opaque(scene, 4 * 1536), cameras, (1.0, 1.0, 1.0))
+        wanted = wanted + weight * (((out.rgb - white) ** 2).mean() + ((out.alpha - truth[..., 3:]) ** 2).mean())
     wanted = wanted + 0.3 * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1))
     assert found["loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
     assert found["psnr"].item() == pytest.approx(-10 * np.log10(((out.rgb - white)[:, 4:] ** 2).mean().item()), abs=1e-4)
