@@ -40,7 +40,7 @@ TOY_SEED = 6_000_000
 PRESETS = {
     "tiny": dict(model=dict(size=32, widths=(16, 24, 32), width=48, layers=2, heads=4, depths=8), toys=8, real=8, steps=5,
                  batch=2, lr=1e-3),
-    "experiment": dict(model=dict(widths=(32, 64, 96), depths=16), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
+    "experiment": dict(model=dict(widths=(32, 64, 96), depths=16, passes=1), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=9_000, batch=4, lr=1e-3),
     "gpu": dict(model=dict(widths=(96, 192, 288), width=384, layers=12), toys=4000, real=None, steps=40_000, batch=16,
                 lr=5e-4),
@@ -149,19 +149,21 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
 
 
 def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: str = "cpu", steps: int | None = None,
-                       augment: float = 0.2, geometry: bool = True, seed: int = 0, minutes: float | None = None,
-                       device: str | None = None) -> dict:
+                       augment: float = 0.2, geometry: bool = True, passes: int | None = None, seed: int = 0,
+                       minutes: float | None = None, device: str | None = None) -> dict:
     """Train one backbone; returns its card.
 
     out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
-    inputs are bent, and that their cameras are turned; geometry: hull and sweep; minutes: stop after so many, resumable.
+    inputs are bent, and that their cameras are turned; geometry: hull and sweep; passes: corrections, the preset's
+    if not given; minutes: stop after so many, resumable.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     if not 0 <= augment <= 1:
         raise ValueError(f"augment: got {augment}, wanted 0 to 1")
     p, out = PRESETS[preset], Path(out or f"runs/feedforward_{backbone}")
-    config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"])
+    more = {} if passes is None else {"passes": passes}
+    config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"] | more)
     real, toys = training_objects(p, config.size, seed, out.parent)
     model = seeded(lambda: FeedForward(config), seed)
 

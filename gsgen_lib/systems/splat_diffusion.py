@@ -146,11 +146,16 @@ def waves(t: Tensor, width: int = 64) -> Tensor:
 
 
 def diffusion_loss(model: nn.Module, net: SplatDenoiser, z: Tensor, given: Condition, cameras: Cameras,
-                   generator: torch.Generator | None = None) -> dict[str, Tensor]:
+                   generator: torch.Generator | None = None, regression: bool = False) -> dict[str, Tensor]:
     """The loss of the header, or that of eps or x0, for scaled latents z (B, V, C, h, w).
 
-    model: `net` or its wrapper for several GPUs. The generator lives on the CPU. Returns {"loss"}.
+    model: `net` or its wrapper for several GPUs. The generator lives on the CPU. regression: no diffusion, but the same network
+    asked for z itself (x0) from the condition alone, at x = 0 and the last time: its best answer is the mean of all z that fit.
+    Such a network answers `draw(..., steps=1, guidance_scale=1.0, noise=0)`. Returns {"loss"}.
     """
+    if regression:
+        last = torch.full((len(z),), net.config.train_steps - 1, device=z.device)
+        return {"loss": F.mse_loss(model(torch.zeros_like(z), last, given, cameras).float(), z)}
     t = torch.randint(net.config.train_steps, (len(z),), generator=generator).to(z.device)
     eps = torch.randn(z.shape, generator=generator).to(z)
     abar = net.alphas_cumprod[t]

@@ -1,6 +1,6 @@
 """gsgen train diffusion: scenes become latents once, then the denoiser learns from latents alone.
 
-    gsgen train diffusion --preset tiny|cpu|gpu
+    gsgen train diffusion --preset tiny|experiment|cpu|gpu
 
 Scenes are toys, four views each, and the real training objects with their mirror images (toys are not mirrored: the side to
 which a cat's tail lies has odds that shall be learned). Kept for every scene: mean and log variance of its latents, and, for
@@ -46,6 +46,7 @@ NO_WORDS, NO_WORDS_SEEN = 0.15, 0.6  # how often words are dropped: where no vie
 REAL_SHARE = 0.1
 PRESETS = {
     "tiny": dict(model=dict(widths=(16, 24), embed=32), toys=12, real=4, steps=5, batch=4, lr=1e-3),
+    "experiment": dict(model=dict(widths=(64, 96)), toys=3_000, real=None, steps=2_500, batch=16, lr=1e-3),
     "cpu": dict(model={}, toys=12_000, real=None, steps=12_000, batch=32, lr=5e-4),
     "gpu": dict(model={}, toys=60_000, real=None, steps=60_000, batch=256, lr=5e-4),
 }
@@ -165,18 +166,20 @@ def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDeno
 
 
 def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: int | None = None, prediction: str = "v",
-                          autoencoder: str = "splat_vae_8", seed: int = 0, minutes: float | None = None,
-                          device: str | None = None) -> dict:
+                          regression: bool = False, autoencoder: str = "splat_vae_8", seed: int = 0,
+                          minutes: float | None = None, device: str | None = None) -> dict:
     """Train the denoiser; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_diffusion if not given; a training that was interrupted goes on. prediction: v, eps or x0;
-    autoencoder: a shipped one, or a folder with a card.
+    regression: the comparison without diffusion (`diffusion_loss`), which predicts x0; autoencoder: a shipped one, or a folder
+    with a card.
     """
     from gsgen_lib.systems.prior import load_prior
 
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
-    p, out = PRESETS[preset], Path(out or "runs/splat_diffusion")
+    p, out = PRESETS[preset], Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
+    prediction = "x0" if regression else prediction
     vae, prior = load_splat_vae(autoencoder), load_prior()
     digest = pretrained.read_card(pretrained.checked_folder(autoencoder))["sha256"]["model.safetensors"]
     found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
@@ -191,17 +194,18 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
 
     def loss_fn(network, data, generator):
         z, words, alone, known = data
-        return diffusion_loss(network, model, z, Condition(words, alone, known), cameras.to(z.device), generator)
+        return diffusion_loss(network, model, z, Condition(words, alone, known), cameras.to(z.device), generator, regression)
 
     plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
                        checkpoint_every=500, seed=seed, precision="bf16")
-    sheet = sheet_of(vae, prior.encode_prompt)
+    sheet = None if regression else sheet_of(vae, prior.encode_prompt)
     result = train(model, loss_fn, draw, plan, out, sheet, minutes, device)
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}
     return pretrained.save_network(model, out / "model", {
-        "name": "splat_diffusion", "command": f"gsgen train diffusion --preset {preset}", "seed": seed,
+        "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,
+        "command": f"gsgen train diffusion --preset {preset}{' --regression' if regression else ''}",
         "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
         "autoencoder": autoencoder, "autoencoder_sha256": digest})
 

@@ -55,7 +55,7 @@ class SplatVAEConfig:
     size: int = 64
     factor: int = 8
     latent: int = 6
-    widths: tuple[int, int, int, int] = (48, 96, 144, 144)
+    widths: tuple[int, int, int, int] = (48, 96, 144, 112)
     mix: bool = True
     geometry: bool = True
     depths: int = 24

@@ -1,6 +1,6 @@
 """gsgen train vae: the splat autoencoder, on toys and real training objects.
 
-    gsgen train vae --factor 4|8|16 --preset tiny|cpu|gpu
+    gsgen train vae --factor 4|8|16 --preset tiny|experiment|cpu|gpu
 
 The same objects, views and mirrored copies as `gsgen train feedforward`; its inputs are never bent: a latent must hold what is
 there. Taught in notebook 06. Source: 2406.13099 section 3.
@@ -25,6 +25,7 @@ from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
     "tiny": dict(model=dict(size=32, widths=(16, 24, 32, 32), depths=8), toys=8, real=8, steps=5, batch=2, lr=1e-3),
+    "experiment": dict(model=dict(widths=(32, 64, 96, 96), depths=16), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=7_000, batch=4, lr=1.5e-3),
     "gpu": dict(model=dict(widths=(96, 192, 288, 288)), toys=4000, real=None, steps=40_000, batch=16, lr=5e-4),
 }
