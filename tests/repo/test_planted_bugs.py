@@ -17,6 +17,7 @@ RASTER, SCENE, DIFFUSION = "tests/raster/test_raster.py", "tests/scene/test_scen
 SCORER, PRIOR = "tests/systems/test_prompt_scorer.py", "tests/systems/test_prior.py"
 SDS, DREAM, MESH = "tests/systems/test_score_distillation.py", "tests/systems/test_dreamgaussian.py", "tests/mesh/test_mesh.py"
 REWARD = "tests/systems/test_prior_reward.py"
+FORWARD, VAE, SCENES = (f"tests/systems/test_{name}.py" for name in ("feed_forward", "splat_vae", "splat_diffusion"))
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -108,11 +109,26 @@ BUGS = {
                                 f"{REWARD}::test_it_draws_what_the_sampler_draws"),
     "velocity sign": ("diffusion/gaussian.py", "return q_sample(eps, -x0, abar)", "return q_sample(eps, x0, abar)",
                       f"{DIFFUSION}::test_velocity_is_the_derivative_along_the_rotation"),
+    "the slope that corrections read, upside down": ("systems/feed_forward.py", "g.sign() * torch.log1p", "-g.sign() * torch.log1p",
+                                                     f"{FORWARD}::test_what_fails_is_the_error_and_its_slope"),
+    "splats beside their rays": ("systems/feed_forward.py", "(1 if a.shape[-1] == 3 else ray)", "1",
+                                 f"{FORWARD}::test_the_transformers_splats_stay_on_their_rays_and_the_unets_need_not"),
+    "a mirrored picture with its old camera": ("systems/feed_forward_training.py", "M[0, 1:] = M[1:, 0] = -1", "M[0, 1:] = -1",
+                                               f"{FORWARD}::test_a_mirrored_scene_looks_mirrored"),
+    "a hull that one silhouette makes": ("nn/cross_view.py", "within = found[..., 3].amin(1)", "within = found[..., 3].amax(1)",
+                                         "tests/nn/test_cross_view.py::test_the_hull_of_a_ball_is_met_just_before_the_ball"),
+    "KL dropped": ("systems/splat_vae.py", "config.weight_kl * kl", "0 * kl", f"{VAE}::test_the_loss_is_that_of_its_formula"),
+    "variance for sigma": ("systems/splat_vae.py", "(0.5 * logvar).exp() * noise", "logvar.exp() * noise",
+                           f"{VAE}::test_the_loss_is_that_of_its_formula"),
+    "the leak: given views encoded with the others": ("systems/splat_diffusion_training.py", "vae.encode(rgba[every, rows], some)[0]",
+                                                      "mu[every, rows]", f"{SCENES}::test_training_encodes_given_views_alone"),
+    "guidance away from the words": ("systems/splat_diffusion.py", "guided(model, rows, rows + b,", "guided(model, rows + b, rows,",
+                                     f"{SCENES}::test_sampling_finds_the_only_scene_there_is_and_guidance_is_its_formula[x0]"),
 }
 
 
 def copy_tree(target: Path) -> None:
-    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems", "tests/diffusion", "tests/mesh"):
+    for name in ("gsgen_lib", "tests/raster", "tests/scene", "tests/systems", "tests/diffusion", "tests/mesh", "tests/nn"):
         shutil.copytree(ROOT / name, target / name)  # with compiled kernels: only what changes is compiled again
 
 
