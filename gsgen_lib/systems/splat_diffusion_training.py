@@ -48,7 +48,7 @@ PRESETS = {
     "tiny": dict(model=dict(widths=(16, 24), embed=32), toys=12, real=4, steps=5, batch=4, lr=1e-3),
     "experiment": dict(model=dict(widths=(64, 96)), toys=3_000, real=None, steps=2_500, batch=16, lr=1e-3),
     "cpu": dict(model={}, toys=12_000, real=None, steps=12_000, batch=32, lr=5e-4),
-    "gpu": dict(model={}, toys=60_000, real=None, steps=60_000, batch=256, lr=5e-4),
+    "gpu": dict(model={}, toys=12_000, real=None, steps=60_000, batch=256, lr=5e-4),
 }
 
 
@@ -182,6 +182,7 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     prediction = "x0" if regression else prediction
     vae, prior = load_splat_vae(autoencoder), load_prior()
     digest = pretrained.read_card(pretrained.checked_folder(autoencoder))["sha256"]["model.safetensors"]
+    vae.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
     found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
     v = vae.config
     config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
