@@ -32,7 +32,7 @@ from gsgen_lib.data.multiview import MultiView, load_views, toy_views
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
-from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, most_opaque, reconstruction_loss
+from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, load_feed_forward, most_opaque, reconstruction_loss
 from gsgen_lib.training import TrainConfig, seeded, train
 
 FOURS = 0.7
@@ -149,13 +149,14 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
 
 
 def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: str = "cpu", steps: int | None = None,
-                       augment: float = 0.2, geometry: bool = True, passes: int | None = None, seed: int = 0,
-                       minutes: float | None = None, device: str | None = None) -> dict:
+                       augment: float = 0.2, geometry: bool = True, passes: int | None = None, start: str | None = None,
+                       seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
     """Train one backbone; returns its card.
 
     out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
     inputs are bent, and that their cameras are turned; geometry: hull and sweep; passes: corrections, the preset's
-    if not given; minutes: stop after so many, resumable.
+    if not given; start: a shipped network or a folder, of the same options, whose weights it begins with; minutes: stop after so
+    many, resumable.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -166,6 +167,11 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"] | more)
     real, toys = training_objects(p, config.size, seed, out.parent)
     model = seeded(lambda: FeedForward(config), seed)
+    if start is not None:
+        other = load_feed_forward(start)
+        if other.config != config:
+            raise ValueError(f"start: got a network of {other.config}, wanted {config}")
+        model.load_state_dict(other.state_dict())
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, inputs, turned, count = data
@@ -179,8 +185,9 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     if result.step < plan.steps:
         print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
         return {}
+    begun = f" --start {start}" if start is not None else ""
     return pretrained.save_network(model, out / "model", {
-        "name": f"feedforward_{backbone}", "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}",
+        "name": f"feedforward_{backbone}", "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{begun}",
         "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"]})
 
 

@@ -17,6 +17,7 @@ from gsgen_lib.systems.feed_forward import (
     BACKBONES,
     FeedForward,
     FeedForwardConfig,
+    load_feed_forward,
     most_opaque,
     pixel_splats,
     reconstruction_loss,
@@ -345,3 +346,22 @@ def test_scores_are_those_of_the_metrics(toys):
     white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
     wanted = np.mean([psnr(a, b).item() for a, b in zip(out.rgb.clamp(0, 1), white, strict=True)])
     assert evaluate(BASELINES["coloured hull"], toys[:1])[0]["psnr"] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_tiny_preset_trains_resumes_ships_and_may_begin_with_weights(tmp_path):
+    run = tmp_path / "run"
+    assert train_feed_forward(run, preset="tiny", minutes=0.0, device="cpu") == {}
+    card = train_feed_forward(run, preset="tiny", device="cpu")
+    assert card["name"] == "feedforward_unet" and card["steps"] == 5
+    first = load_feed_forward(run / "model")
+    assert first.config.size == 32 and not next(first.parameters()).requires_grad
+    again = train_feed_forward(tmp_path / "again", preset="tiny", steps=1, start=str(run / "model"), device="cpu")
+    assert "--start" in again["command"]
+    second = load_feed_forward(tmp_path / "again" / "model")
+    fresh = seeded(lambda: FeedForward(first.config), 0)
+    near, far = ((other.network.enter.weight - first.network.enter.weight).abs().max() for other in (second, fresh))
+    assert near < 0.2 * far
+    with pytest.raises(FileNotFoundError, match="no card"):
+        train_feed_forward(tmp_path / "none", preset="tiny", start=str(run), device="cpu")
+    with pytest.raises(ValueError, match="start: got a network of"):
+        train_feed_forward(tmp_path / "none", preset="tiny", geometry=False, start=str(run / "model"), device="cpu")
