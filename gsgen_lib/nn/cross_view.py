@@ -12,7 +12,8 @@ and look each of them up in every other view (bilinear):
     depth     = the first t at which inside crosses 1/2                  where the ray enters the hull, `refine`d near it
 
 A point outside of a picture counts as empty there, since the course's views have the whole object in frame. With one view only
-there is nothing to ask: the depth is that of the point nearest to the origin. Taught in notebook 05. Sources: plane sweeps:
+there is nothing to ask: the depth is that of the point nearest to the origin, as it is for rays that miss the hull. Colours are
+looked up straight, so pixels at the rim of an object differ a little from any. Taught in notebook 05. Sources: plane sweeps:
 Collins, "A space-sweep approach to true multi-image matching", 1996; visual hull: Laurentini, 1994.
 """
 

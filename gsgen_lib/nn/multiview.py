@@ -1,8 +1,8 @@
 """A U-Net for several views of one object at once, and the attention that lets them talk.
 
 Every view runs through the same convolutions; at coarse levels all pixels of all views of an object are tokens of one
-self-attention. Residuals are scaled by sqrt(1/2), so that depth does not grow the variance (LGM). Views are folded into
-the batch: (B V, C, H, W), V neighbours belong together.
+self-attention. The sums of residual blocks are scaled by sqrt(1/2), so that depth does not grow the variance (LGM). Views are
+folded into the batch: (B V, C, H, W), V neighbours belong together.
 
 Sources: LGM (2402.05054) section 3.2; MVDream (2308.16512). Taught in notebook 05.
 """

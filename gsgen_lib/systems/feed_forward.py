@@ -20,14 +20,15 @@ rendered into the inputs, and a second, small network reads how it fails there, 
     g     = d/d raw of |rgb - inputs|^2 + |alpha - inputs' alpha|^2                 raw: all of a, b, c, q, r above
     raw  += correct(hidden, errors, sign(g) log(1 + |g| / rms(g)), raw)             a step of gradient descent, learned
 
-Loss, over inputs and novel views, on white (LGM section 3.3), of the last scene, and `FIRST` of the scene before any correction:
+Loss, over inputs and novel views, on white (LGM section 3.3), of the last scene, and, without LPIPS, `FIRST` times that of the
+scene before any correction:
 
     L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS
 
-Only the `budget` most opaque Gaussians of each view are rendered: most pixels show background.
+Only the most opaque Gaussians of an object are rendered, `budget` times its views: most pixels show background.
 
 Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3; corrections from gradients: G3R (2409.19405) section 3, without
-gradients: ReSplat (2510.08575). Scaled here to 64 pixels, 3 M parameters and 2 cores; added: the hull and the sweep. Taught in
+gradients: ReSplat (2510.08575). Scaled here to 64 pixels, 3.6 M parameters and 2 cores; added: the hull and the sweep. Taught in
 notebook 05.
 """
 
@@ -60,7 +61,7 @@ WIDTH = -2.7  # 0.1 softplus(-2.7) = 0.0065; a pixel of 64 is 0.02 wide at dista
 class FeedForwardConfig:
     """backbone: of BACKBONES; size: pixels of the inputs, a multiple of 16; widths: channels of the U-Net at size / 2, / 4, / 8;
     width, layers, heads: of the transformer; geometry: hull and sweep as inputs, and the start of the depth; depths: points on
-    each ray of the sweep; passes: of the corrections; budget: Gaussians rendered per input view; weight_lpips: of the loss."""
+    each ray of the sweep; passes: of the corrections; budget: Gaussians rendered, times views; weight_lpips: of the loss."""
 
     backbone: str = "unet"
     size: int = 64
@@ -81,6 +82,9 @@ class FeedForwardConfig:
         if self.size % 16 or self.width % self.heads:
             raise ValueError(f"config.size, width: got {self.size}, {self.width}, wanted multiples of 16 and of heads, "
                              f"{self.heads}")
+        if self.backbone == "transformer" and (self.size > 32 and self.size % 32 or self.width // 2 % max(1, self.heads // 2)):
+            raise ValueError(f"config.size, width: got {self.size}, {self.width}, wanted for windows of 8 a multiple of 32, and "
+                             f"half the width a multiple of half the heads, {self.heads // 2}")
 
 
 class FeedForward(nn.Module):

@@ -1,15 +1,15 @@
-"""How good is a reconstruction from a few views? Always the same views, and cheap answers beside it.
+"""How good is a reconstruction from a few views? Always the same questions, and cheap answers beside it.
 
 Protocol: inputs are the four views around the object at right angles, front first (`front_views`); it is judged on `OTHERS` of
-its other views, drawn once for each object. PSNR is the mean over pictures of the PSNR of each, on white, for the whole picture
-and for the box around the object; with the overlap of the silhouettes (IoU).
+the views that stand anywhere (numbers 8 and up); which, follows from the object's id. PSNR is the mean over pictures of the PSNR
+of each, on white, for the whole picture and for the box around the object; with the overlap of the silhouettes (IoU).
 
 What any method must beat, from the same inputs:
 
     white          nothing at all
     nearest        the input view whose camera is nearest, as it is
     hull           every voxel that no silhouette cuts away, coloured with the mean of the inputs that see it
-    untrained      the network's own start, a splat for each pixel at the hull
+    splats         one of fixed size for each pixel that shows the object, where its ray enters the hull
 
 Taught in notebook 05; used by `gsgen bench feedforward` and, for later systems, by their benches.
 """
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import orthogonal_sets
+from gsgen_lib.data.prerender import id_generator
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.metrics import alpha_iou, box_psnr, psnr
 from gsgen_lib.nn.cross_view import look_up, sweep
+from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -54,18 +56,18 @@ def cases(views: ViewSet, count: int = 4, seed: int = 0):
     given = {1: four[:1], 2: four[::2], 4: four, 8: around}.get(count)
     if given is None:
         raise ValueError(f"count: got {count}, wanted 1, 2, 4 or 8")
-    generator = torch.Generator().manual_seed(seed)
     for i in range(len(views)):
         rest = [j for j in every if j >= 8]
-        rest = [rest[k] for k in torch.randperm(len(rest), generator=generator)[:OTHERS].tolist()]
+        rest = [rest[k] for k in id_generator(f"{views.ids[i]} {seed}").permutation(len(rest))[:OTHERS]]
         cameras = Cameras(views.cameras.viewmats[i], views.cameras.Ks[i], views.cameras.width, views.cameras.height)
         rgba = views.images[i].float() / 255
         yield rgba[given], cameras[given], rgba[rest], cameras[rest]
 
 
 @torch.no_grad()
-def evaluate(reconstruct: Callable, views: ViewSet, count: int = 4, seed: int = 0, device: str = "cpu") -> list[dict]:
-    """Scores of each object: {"psnr", "box", "iou"}, over its other views.
+def evaluate(reconstruct: Callable, views: ViewSet, count: int = 4, seed: int = 0, device: str = "cpu",
+             perceptual: bool = False) -> list[dict]:
+    """Scores of each object: {"psnr", "box", "iou"}, and "lpips" if `perceptual`, over its other views.
 
     reconstruct(rgba (m, S, S, 4), cameras) -> Gaussians, or a function cameras -> (rgb (V, S, S, 3), alpha (V, S, S, 1)).
     """
@@ -78,6 +80,8 @@ def evaluate(reconstruct: Callable, views: ViewSet, count: int = 4, seed: int = 
         else:
             rgb, alpha = found(there)
         scores.append(score(rgb, alpha, truth))
+        if perceptual:
+            scores[-1]["lpips"] = lpips(rgb, on_background(truth, torch.ones(3))).item()
     return scores
 
 
@@ -132,10 +136,12 @@ def coloured_hull(rgba: Tensor, cameras: Cameras, resolution: int = 64) -> Gauss
                     shell.new_full((len(shell),), 0.65), torch.zeros_like(shell))
     depth = rasterize(one, cameras).depth  # (V, S, S, 1), along the optical axis
     batch = Cameras.stack([cameras])
-    seen = look_up(torch.cat([rgba, depth], -1)[None], batch, shell[None])[0]  # (V, P, 5)
-    weight = (cameras.project(shell)[1] < seen[..., 4] + 2 / resolution).float() * seen[..., 3]  # (V, P)
-    color = (weight[..., None] * seen[..., :3]).sum(0) / weight.sum(0)[:, None].clamp_min(1e-6)
-    mean = (seen[..., 3:4] * seen[..., :3]).sum(0) / seen[..., 3:4].sum(0).clamp_min(1e-6)
+    dimmed = rgba[..., :3] * rgba[..., 3:]  # interpolated like this, rims do not darken
+    seen = look_up(torch.cat([dimmed, rgba[..., 3:], depth], -1)[None], batch, shell[None])[0]  # (V, P, 5)
+    sees = (cameras.project(shell)[1] < seen[..., 4] + 2 / resolution).float()  # (V, P)
+    weight = sees * seen[..., 3]
+    color = (sees[..., None] * seen[..., :3]).sum(0) / weight.sum(0)[:, None].clamp_min(1e-6)
+    mean = seen[..., :3].sum(0) / seen[..., 3:4].sum(0).clamp_min(1e-6)
     color = torch.where(weight.sum(0)[:, None] > 0.05, color, mean)
     return Gaussians(one.means, one.quats, one.scales, one.opacities, color.clamp(0, 1))
 

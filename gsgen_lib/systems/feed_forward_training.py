@@ -2,16 +2,17 @@
 
     gsgen train feedforward --backbone unet|transformer --preset tiny|experiment|cpu|gpu
 
-A batch holds as many toys as real objects. Its inputs are four views at right angles in `FOURS` of the batches, else 1 to 8 views
-from anywhere, so that one network serves any number; the truths are the inputs and five other views.
+A batch holds as many toys as real objects. Its inputs are four views at right angles in `FOURS` of the batches, else 1, 2, 3, 4,
+6 or 8 views from anywhere, so that one network serves any number; the truths are the inputs and five other views.
 
 Inputs that a generator paints do not agree with each other, nor with their cameras. So that the network forgives both, the views
-after the first are sometimes (`augment`) bent, or their cameras turned (LGM section 3.3):
+after the first are sometimes (`augment`) bent, or their cameras turned (after LGM section 3.3; its warp moves the knots of a
+grid, each for itself, and is gentler):
 
     grid warp      8 to 16 strips along each axis, each wider or narrower by up to `strength`
     orbit jitter   a camera turned about the object by up to 18 degrees around the y axis, 9 around its own right axis
 
-Every other object is mirrored, pictures and cameras alike: twice the objects.
+Half of the objects are mirrored, pictures and cameras alike: twice the objects.
 
 Taught in notebook 05. Source: LGM (2402.05054).
 """
@@ -48,7 +49,7 @@ PRESETS = {
 
 
 def grid_warp(images: Tensor, strength: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-    """Pictures (N, H, W, C), each bent along both axes by 8 to 16 strips of random width.
+    """Pictures (N, H, W, 4), straight alpha, each bent along both axes by 8 to 16 strips of random width.
 
     >>> x = torch.rand(2, 16, 16, 4)
     >>> torch.allclose(grid_warp(x, 0.0), x, atol=1e-5)
@@ -64,8 +65,10 @@ def grid_warp(images: Tensor, strength: float = 0.5, generator: torch.Generator 
         k = place.floor().long().clamp(max=knots - 1)
         moved = torch.lerp(edges[:, k], edges[:, k + 1], (place - k).expand(n, -1))  # (N, size)
         grid[..., axis] = moved[:, :, None] if axis == 0 else moved[:, None]
-    bent = F.grid_sample(images.movedim(-1, 1), grid.flip(-1).to(images), padding_mode="border", align_corners=False)
-    return bent.movedim(1, -1)
+    alpha = images[..., 3:]
+    x = torch.cat([images[..., :3] * alpha, alpha], -1).movedim(-1, 1)  # colours times alpha, so that rims do not darken
+    bent = F.grid_sample(x, grid.flip(-1).to(images), padding_mode="border", align_corners=False).movedim(1, -1)
+    return torch.cat([bent[..., :3] / bent[..., 3:].clamp_min(1e-4), bent[..., 3:]], -1)
 
 
 def _pixel_centres(size: int) -> Tensor:
@@ -125,7 +128,8 @@ def mirrored(rgba: Tensor, cameras: Cameras, which: Tensor) -> tuple[Tensor, Cam
 
 
 def batches(sets: list[ViewSet], batch: int, chance: float):
-    """draw_batch for `training.train`: (rgba (B, V, S, S, 4) truth, cameras, inputs, cameras of the inputs), inputs first."""
+    """draw_batch for `training.train`: truth (B, V, S, S, 4), inputs first; viewmats and Ks (B, V, ...); inputs (B, m, S, S, 4),
+    bent or not; their viewmats, turned or not; m."""
     plans = {}
     for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
         plans[count, how] = [MultiView(one, count, 5, how, background=None) for one in sets]
@@ -185,10 +189,21 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     if result.step < plan.steps:
         print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    begun = f" --start {start}" if start is not None else ""
+    said = {"steps": steps, "augment": None if augment == 0.2 else augment, "passes": passes, "start": start,
+            "seed": seed or None}
     return pretrained.save_network(model, out / "model", {
-        "name": f"feedforward_{backbone}", "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{begun}",
-        "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"]})
+        "name": f"feedforward_{backbone}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
+        "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{options(said)}"
+                   f"{'' if geometry else ' --no-geometry'}", "loss": result.log[-1]["loss"]})
+
+
+def options(given: dict) -> str:
+    """Options of a command line, those that are None left out.
+
+    >>> options({"steps": 5, "weight_kl": None})
+    ' --steps 5'
+    """
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None)
 
 
 def training_objects(preset: dict, size: int, seed: int, folder: Path) -> tuple[ViewSet, ViewSet]:

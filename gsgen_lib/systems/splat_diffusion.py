@@ -13,8 +13,8 @@ of c, the network would learn to read the answer off it, and fail when there is 
 latent z is drawn as well, with c beside it.
 
 The network is the U-Net of `nn.multiview`, whose attention runs over all pixels of all four latents and over the words. In
-training words are dropped for `NO_WORDS` of the scenes, and 0, 1 or more views are given (`WAYS`), so one network
-serves all uses; guidance moves away from "nothing given". Latents are centred and scaled per channel first (`mean`, `std`).
+training words are sometimes dropped, and 0, 1 or more views are given (`splat_diffusion_training`), so one network serves all
+uses; guidance moves away from "nothing given". Latents are centred and scaled per channel first (`mean`, `std`).
 
 Source: 2406.13099 section 3.3; classifier-free guidance 2207.12598. Taught in notebook 07.
 """
@@ -136,7 +136,7 @@ class SplatDenoiser(nn.Module):
 
 
 def waves(t: Tensor, width: int = 64) -> Tensor:
-    """Times (B,) as cosines and sines of `width` / 2 frequencies from 1 to 1/10000: (B, width).
+    """Times (B,) as cosines and sines of `width` / 2 frequencies from 1 down to nearly 1/10000: (B, width).
 
     >>> waves(torch.tensor([0]))[0, [0, 32]]
     tensor([1., 0.])
@@ -206,8 +206,11 @@ class SplatDiffusion:
 
     @torch.no_grad()
     def draw(self, given: Condition, steps: int = 25, guidance_scale: float = 2.0, sampler: str = "ddim", eta: float = 0.0,
-             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+             spacing: str = "trailing", noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Latents (B, V, C, h, w), one scene for each of the conditions.
+
+        spacing: of the steps (`diffusion.timesteps`); a network that predicts eps should not start at the very last time, where
+        next to nothing of a scene is left and its error is divided by that: "leading".
 
         noise: to start from, drawn on the CPU where None; "ddpm" and eta > 0 draw more on the way, from one of the device.
         """
@@ -226,12 +229,19 @@ class SplatDiffusion:
 
         rows = torch.arange(b, device=self.device)
         denoise = guided(model, rows, rows + b, guidance_scale)
-        settings = dict(steps=steps, prediction=d.prediction, generator=generator)
+        settings = dict(steps=steps, prediction=d.prediction, spacing=spacing, generator=generator)
         if sampler == "ddpm":
             z = ddpm_sample(denoise, noise.to(self.device), self.denoiser.alphas_cumprod, **settings)
         else:
             z = ddim_sample(denoise, noise.to(self.device), self.denoiser.alphas_cumprod, eta=eta, **settings)
         return self.denoiser.unscale(z)
+
+    @torch.no_grad()
+    def mean(self, given: Condition, draws: int = 8, generator: torch.Generator | None = None) -> Tensor:
+        """The denoiser's guess of the mean of all scenes that fit, (B, V, C, h, w): one step from the last time, where only the
+        condition is known, averaged over `draws` of the noise."""
+        rows = torch.arange(len(given.known), device=self.device).repeat(draws)
+        return self.draw(given[rows], 1, 1.0, generator=generator).unflatten(0, (draws, -1)).mean(0)
 
     def nothing(self, count: int) -> Condition:
         """No words and no view, `count` times: what guidance moves away from."""

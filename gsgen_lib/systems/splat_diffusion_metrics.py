@@ -7,7 +7,7 @@ their backs, read the attribute, count.
 The reader needs no training. It knows the toy but for the hidden attribute, so it renders one picture of the back for each
 combination of hidden values, and takes the combination whose picture is nearest, in the pixels where they differ at all:
 
-    D = {pixels where two of the pictures r_k differ},    read(x) = argmin_k sum over D of |x - r_k|^2
+    D = {pixels where two of the pictures r_k differ by more than 0.05},    read(x) = argmin_k sum over D of |x - r_k|^2
 
 Its error is measured on true scenes that went through the same autoencoder. Frequencies f and odds p are compared by
 

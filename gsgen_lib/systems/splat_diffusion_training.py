@@ -27,7 +27,7 @@ from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.autoencoder_training import grid
-from gsgen_lib.systems.feed_forward_training import smaller
+from gsgen_lib.systems.feed_forward_training import options, smaller
 from gsgen_lib.systems.splat_diffusion import (
     VIEWS,
     Condition,
@@ -204,9 +204,11 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}
+    said = {"steps": steps, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
+            "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder}
     return pretrained.save_network(model, out / "model", {
         "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,
-        "command": f"gsgen train diffusion --preset {preset}{' --regression' if regression else ''}",
+        "command": f"gsgen train diffusion --preset {preset}{options(said)}{' --regression' if regression else ''}",
         "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
         "autoencoder": autoencoder, "autoencoder_sha256": digest})
 

@@ -11,9 +11,9 @@ a decoder turns the latents, with the rays of the same cameras, into 12 numbers 
 
 For f = 8 a view of 64 x 64 pixels and 12 numbers becomes 8 x 8 x 6: 128 times fewer. Pictures hold 3 numbers a pixel: 32 times.
 After each block of encoder and decoder the views are mixed, pixel by pixel, by a small residual network (`MixViews`); without it
-each view would be alone with its own depth.
+(`mix=False`, which leaves out the attention too) views meet only in what ours adds:
 
-What ours adds: the decoder sees no pixel and no silhouette of the inputs, only latents. So it first paints its own,
+The decoder sees no pixel and no silhouette of the inputs, only latents. So it first paints its own,
 
     paint (V, S, S, 4) = first half of the decoder(z),        start = where a pixel's ray enters the hull of the painted alphas
 
@@ -49,8 +49,8 @@ from gsgen_lib.systems.feed_forward import most_opaque, picture_loss, pixel_spla
 @dataclass(frozen=True)
 class SplatVAEConfig:
     """size: pixels of the pictures; factor: f, 4, 8 or 16; latent: channels; widths: channels at size / 2, / 4, / 8, / 16; mix:
-    mix the views; geometry: hull and sweep, with `depths` points on each ray; weights: of the loss; budget: Gaussians rendered
-    per view."""
+    mix the views; geometry: hull and sweep, with `depths` points on each ray; weights: of the loss; budget: Gaussians rendered,
+    times views."""
 
     size: int = 64
     factor: int = 8
@@ -212,7 +212,7 @@ class SplatVAE(nn.Module):
         return torch.cat([2 * features - 1, depth - 1.8], -1).flatten(0, 1).movedim(-1, 1), fine
 
     def splats(self, z: Tensor, cameras: Cameras) -> Gaussians:
-        """The Gaussians of `decode` that are rendered in training: the `budget` most opaque for each view, colours in [0, 1]."""
+        """The Gaussians of `decode` that are rendered in training, the most opaque, `budget` times views; colours in [0, 1]."""
         scenes = most_opaque(self.decode(z, cameras)[0], self.config.budget * z.shape[1])
         return Gaussians(scenes.means, scenes.quats, scenes.scales, scenes.opacities, scenes.colors.clamp(0, 1))
 

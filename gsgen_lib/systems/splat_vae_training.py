@@ -19,7 +19,7 @@ from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.autoencoder_training import grid
-from gsgen_lib.systems.feed_forward_training import batches, training_objects
+from gsgen_lib.systems.feed_forward_training import batches, options, training_objects
 from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, vae_loss
 from gsgen_lib.training import TrainConfig, seeded, train
 
@@ -32,17 +32,18 @@ PRESETS = {
 
 
 def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu", steps: int | None = None, mix: bool = True,
-                    geometry: bool = True, weight_kl: float = 5e-4, seed: int = 0, minutes: float | None = None,
-                    device: str | None = None) -> dict:
+                    geometry: bool = True, latent: int | None = None, weight_kl: float = 5e-4, seed: int = 0,
+                    minutes: float | None = None, device: str | None = None) -> dict:
     """Train one autoencoder; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_vae_F if not given; a training that was interrupted goes on. mix, geometry, weight_kl: the comparisons
-    of notebook 06.
+    of notebook 06; latent: channels, 6 if not given.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p, out = PRESETS[preset], Path(out or f"runs/splat_vae_{factor}")
-    config = SplatVAEConfig(factor=factor, mix=mix, geometry=geometry, weight_kl=weight_kl, **p["model"])
+    more = {} if latent is None else {"latent": latent}
+    config = SplatVAEConfig(factor=factor, mix=mix, geometry=geometry, weight_kl=weight_kl, **p["model"], **more)
     real, toys = training_objects(p, config.size, seed, out.parent)
     model = seeded(lambda: SplatVAE(config), seed)
 
@@ -56,9 +57,11 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     if result.step < plan.steps:
         print(f"vae {factor}: step {result.step} of {plan.steps}; call again to go on")
         return {}
+    said = {"steps": steps, "latent": latent, "weight_kl": None if weight_kl == 5e-4 else weight_kl, "seed": seed or None}
+    flags = f"{'' if mix else ' --no-mix'}{'' if geometry else ' --no-geometry'}"
     return pretrained.save_network(model, out / "model", {
-        "name": f"splat_vae_{factor}", "command": f"gsgen train vae --factor {factor} --preset {preset}", "seed": seed,
-        "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"]})
+        "name": f"splat_vae_{factor}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
+        "command": f"gsgen train vae --factor {factor} --preset {preset}{options(said)}{flags}", "loss": result.log[-1]["loss"]})
 
 
 def sheet_of(views: ViewSet, config: SplatVAEConfig):

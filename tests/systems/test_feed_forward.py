@@ -248,7 +248,8 @@ def test_what_does_not_fit_is_named(toys):
 
 def test_a_warp_keeps_order_and_its_strength_bounds_it():
     x = torch.linspace(0, 1, 64)
-    ramp = torch.stack([x[:, None].expand(64, 64), x[None].expand(64, 64)], -1)[None].repeat(5, 1, 1, 1)  # y, x
+    ramp = [x[:, None].expand(64, 64), x[None].expand(64, 64), torch.zeros(64, 64), torch.ones(64, 64)]  # y, x, -, opaque
+    ramp = torch.stack(ramp, -1)[None].repeat(5, 1, 1, 1)
     bent = grid_warp(ramp, 0.5, gen())
     assert (bent[:, 1:, :, 0] >= bent[:, :-1, :, 0] - 1e-6).all() and (bent[:, :, 1:, 1] >= bent[:, :, :-1, 1] - 1e-6).all()
     off = (bent - ramp).abs().amax((1, 2, 3))
