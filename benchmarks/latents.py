@@ -2,24 +2,28 @@
 
 1. The shipped autoencoder, f = 8, on the questions of `gsgen bench feedforward`: what is lost against the network that keeps
    its pictures, and how many numbers are left, counted on the tensors.
-2. Arms of the autoencoder (preset "experiment", `seeds` each): as shipped, f = 4, f = 16, without mixing of the views, without
-   hull and sweep; beside them feed-forward networks of the same preset.
+2. Arms of the autoencoder (preset "experiment", `seeds` each): as shipped, f = 4, f = 16, f = 16 with as many numbers as f = 8,
+   without mixing of the views, without hull and sweep, without both; beside them feed-forward networks of the same preset. KID
+   of their views to true views of validation objects.
 3. Seconds of one scene, from noise to Gaussians; beside it one denoising step of the same network on 12 channels, and on
    pictures, of 64 x 64, with all its attention and without it, and the products of each.
 4. Scenes of nothing given: KID of their renders to true renders of other objects, beside true against true, and decoded
-   N(0, 1) latents.
+   N(0, 1) latents. One view of each scene, so that pictures are independent.
 5. Words: is the own caption ranked first of 50 by the prompt scorer, over four views? 100 captions, held-out combinations.
-6. Views given: the input views against the autoencoder's, and PSNR on other views for 1, 2 and 3 of them.
+6. Views given: the front against the autoencoder's, and PSNR of the back where front, front and right, or all but it are given.
 7. The true posterior: toys whose front hides an attribute (`splat_diffusion_metrics`), `samples` scenes each; the same for a
-   regression with the same backbone (with --no-arms: the denoiser's first step, its guess of the mean); LPIPS, gradient energy
-   and KID on the back, for both.
-8. Arms of the denoiser (preset "experiment"): v, eps, x0 at equal steps, KID.
+   regression with the same backbone, trained for REGRESSION_STEPS (with --no-arms: the denoiser's guess of the mean); LPIPS,
+   gradient energy and KID, to backs of other toys, for both.
+8. Arms of the denoiser (preset "experiment"): v, eps, x0 at equal steps, KID; all start at t = 960, since eps divides by what is
+   left of the scene.
 9. Guidance: own caption first against the spread of scenes of one caption (Chamfer distance of opaque centres).
 10. What latents know: family of a toy from its 5 nearest neighbours, in latents and in pixels.
 
-Means with 95 % intervals: bootstrap over objects, for arms over seeds. Trained arms are kept in --folder.
+Means with 95 % intervals: bootstrap over objects, for arms over seeds and objects, of paired differences where two arms are
+compared. Trained arms are kept in --folder.
 """
 
+import copy
 import time
 from pathlib import Path
 
@@ -39,17 +43,26 @@ from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.feed_forward import load_feed_forward
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate
 from gsgen_lib.systems.feed_forward_training import train_feed_forward
-from gsgen_lib.systems.prompt_scorer import load_scorer, rank_of_own
+from gsgen_lib.systems.prompt_scorer import load_scorer
 from gsgen_lib.systems.splat_diffusion import VIEWS, SplatDiffusion, load_splat_diffusion
-from gsgen_lib.systems.splat_diffusion_metrics import back_camera, frequencies, gradient_energy, hidden_toys
+from gsgen_lib.systems.splat_diffusion_metrics import (
+    back_camera,
+    captions_first,
+    frequencies,
+    gradient_energy,
+    hidden_toys,
+    right_by_neighbours,
+)
 from gsgen_lib.systems.splat_diffusion_training import real_scenes, scene_views, train_splat_diffusion
 from gsgen_lib.systems.splat_vae import load_splat_vae
 from gsgen_lib.systems.splat_vae_training import train_splat_vae
 
 TOY_SEED, SCENE_SEED = 8_000_000, 8_500_000  # the toys of bench feedforward; toys for true renders
 BARS = {"toys": 24.5, "real": 21.0}
-VAE_ARMS = {"as shipped": {}, "f = 4": {"factor": 4}, "f = 16": {"factor": 16}, "views not mixed": {"mix": False},
-            "no hull, no sweep": {"geometry": False}}
+VAE_ARMS = {"as shipped": {}, "f = 4": {"factor": 4}, "f = 16": {"factor": 16},
+            "f = 16, 24 channels": {"factor": 16, "latent": 24}, "views not mixed": {"mix": False},
+            "no hull, no sweep": {"geometry": False},
+            "neither": {"mix": False, "geometry": False}}
 KINDS = ("v", "eps", "x0")
 REGRESSION_STEPS = 3_000
 
@@ -105,6 +118,9 @@ def autoencoder(sets: dict, bars: list) -> list[dict]:
 def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
     """Part 2."""
     found, numbers = {}, {}
+    true = [on_background(torch.cat([c[2][:2] for c in cases(views)]), torch.ones(3)) for views in (load_views("val"), real)]
+    reference = image_features(true[0])
+    floor = kid(image_features(true[1]), reference, features=features_name())
     for arm, settings in {"feed-forward, no bottleneck": None, **VAE_ARMS}.items():
         for seed in range(seeds):
             out = folder / f"vae_{arm.replace(' ', '_').replace(',', '')}_{seed}"
@@ -114,15 +130,24 @@ def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
                 else:
                     train_splat_vae(out, preset="experiment", seed=seed, **settings)
             network = load_feed_forward(out / "model") if settings is None else load_splat_vae(out / "model")
-            found.setdefault(arm, []).append(of(evaluate(network.reconstruct, real), "psnr"))
+            scores = evaluate(network.reconstruct, real, perceptual=True)
+            views = torch.cat([rasterize(network.reconstruct(rgba, at), there[:2], (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
+                               for rgba, at, _, there in cases(real)])
+            apart = kid(image_features(views), reference, features=features_name()).value
+            found.setdefault(arm, []).append({"psnr": [s["psnr"] for s in scores], "lpips": [s["lpips"] for s in scores],
+                                              "kid": apart})
         if settings is not None:
             c = network.config
             numbers[arm] = f"{VIEWS * c.latent * (c.size // c.factor) ** 2}"
-    rows = [{"objects": "real", "what": f"small, {arm}", "PSNR": interval(values), "numbers, latents": numbers.get(arm, "")}
-            for arm, values in found.items()]
-    for arm in ("views not mixed", "no hull, no sweep"):
-        apart = np.array(found["as shipped"]) - np.array(found[arm])
-        low = bootstrap_ci(apart, np.random.default_rng(0))[1] if seeds > 1 else apart[0]
+    def scores_of(arm, key):
+        return np.array([run[key] for run in found[arm]])  # (seeds, objects), KID: (seeds,)
+
+    rows = [{"objects": "real", "what": f"small, {arm}", "PSNR": interval(scores_of(arm, "psnr")),
+             "LPIPS": interval(scores_of(arm, "lpips"), 3), "KID": f"{scores_of(arm, 'kid').mean():.3f}",
+             "numbers, latents": numbers.get(arm, "")} for arm in found]
+    rows.append({"objects": "real", "what": "true views (floor)", "KID": f"{floor.value:.3f}"})
+    for arm in ("views not mixed", "no hull, no sweep", "neither"):
+        low = bootstrap_ci(scores_of("as shipped", "psnr") - scores_of(arm, "psnr"), np.random.default_rng(0))[1]
         bar(bars, f"small autoencoder: dB lost where {arm}, lower end", low, 0)
     return rows
 
@@ -140,9 +165,9 @@ def speed(sampler: SplatDiffusion, bars: list, steps: int = 25) -> list[dict]:
             taken.append(time.perf_counter() - start)
         return float(np.median(taken))
 
-    def products(call):
+    def products(unet, x):  # on no device at all: there attention is counted, too
         with FlopCounterMode(display=False) as counter:
-            call()
+            copy.deepcopy(unet).to("meta")(*(y.to("meta") if y is not VIEWS else y for y in (x, VIEWS, embed, words)))
         return counter.get_total_flops() / 2e9
 
     scene = seconds(lambda: sampler.decode(sampler.draw(given, steps, generator=gen())), 5)
@@ -156,15 +181,14 @@ def speed(sampler: SplatDiffusion, bars: list, steps: int = 25) -> list[dict]:
         x = torch.randn(2 * VIEWS, 2 * channels + 7, size, size)  # with guidance: two in one call
 
         def call(unet=unet, x=x):
-            with torch.no_grad():
-                unet(x, VIEWS, embed, words)
+            unet(x, VIEWS, embed, words)
 
         one = seconds(call, 9 if size < 64 else 2)
         whole = steps * one + (decoding if name == "latents" else 0)
         kind = f"{name}, {size} x {size}, {'with' if talk else 'without'} attention"
         rows.append({"what": kind, "seconds, step": f"{one:.4f}", "seconds, scene": f"{whole:.2f}",
-                     "billion products, step": f"{products(call):.2f}",
-                     "million numbers in the widest layer": f"{2 * VIEWS * d.widths[0] * size**2 / 1e6:.2f}"})
+                     "billion products, step": f"{products(unet, x):.2f}",
+                     "million numbers in the widest layer": f"{2 * VIEWS * sum(d.widths) * size**2 / 1e6:.2f}"})
         if size == 64 and not talk:
             bar(bars, f"{kind}: seconds of a scene over that of latents", whole / scene, 20, digits=1)
     bar(bars, "one scene, seconds", scene, 0.5, most=True)
@@ -177,19 +201,19 @@ def unconditional(sampler: SplatDiffusion, count: int, bars: list) -> list[dict]
     for first in range(0, count, 20):
         draws.append(sampler.draw(sampler.nothing(20), guidance_scale=1.0, generator=gen(first)))
     z = torch.cat(draws)[:count]
-    mixed = int(round(0.1 * count))  # as in training: one real object in ten
-    truth = [on_background(torch.cat([scene_views(count - mixed, SCENE_SEED + k, progress=False).images,
-                                      real_scenes("val").images[k * mixed:(k + 1) * mixed]]).flatten(0, 1), torch.ones(3))
-             for k in (0, 1)]
+    mixed = min(int(round(0.1 * count)), 17)  # as in training: one real object in ten; there are 35 validation objects
+    true = [torch.cat([scene_views(count - mixed, SCENE_SEED + k, progress=False).images,
+                       real_scenes("val").images[k * mixed:(k + 1) * mixed]]).float() / 255 for k in (0, 1)]
+    one = torch.arange(count) % VIEWS  # which view of a scene is looked at
     noise = sampler.denoiser.unscale(torch.randn(z.shape, generator=gen(1)))
-    again = [rasterize(sampler.vae.reconstruct(scene, cameras), cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
-             for scene in (scene_views(count - mixed, SCENE_SEED, progress=False).images.float() / 255)]
-    sets = {"samples": torch.cat([render(sampler.decode(part), cameras) for part in z.split(20)]),
-            "true scenes, encoded and decoded": torch.cat(again),
-            "decoded N(0, 1)": torch.cat([render(sampler.decode(part), cameras) for part in noise.split(20)]),
-            "true renders (floor)": truth[0]}
-    reference = image_features(truth[1])
-    apart = {name: kid(image_features(pictures), reference, features=features_name()) for name, pictures in sets.items()}
+    again = [rasterize(sampler.vae.reconstruct(scene, cameras), cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1) for scene in true[0]]
+    decoded = [torch.cat([render(sampler.decode(part), cameras) for part in x.split(20)]).unflatten(0, (-1, VIEWS))
+               for x in (z, noise)]
+    sets = {"samples": decoded[0], "true scenes, encoded and decoded": torch.stack(again), "decoded N(0, 1)": decoded[1],
+            "true renders (floor)": on_background(true[0], torch.ones(3))}
+    reference = image_features(on_background(true[1], torch.ones(3))[torch.arange(count), one])
+    apart = {name: kid(image_features(pictures[torch.arange(count), one]), reference, features=features_name())
+             for name, pictures in sets.items()}
     bar(bars, "KID of decoded N(0, 1) over KID of samples", apart["decoded N(0, 1)"].value / apart["samples"].value, 3, digits=1)
     return [{"what": f"nothing given: {name}", "KID": f"{d.value:.3f} +- {1.96 * d.std:.3f}"} for name, d in apart.items()]
 
@@ -199,21 +223,7 @@ def words(sampler: SplatDiffusion, scorer, captions: list[str], guidance_scale: 
     parts = [sampler.draw(sampler.condition(captions[i:i + 20]), guidance_scale=guidance_scale, generator=gen(seed + i))
              for i in range(0, len(captions), 20)]
     pictures = torch.cat([render(sampler.decode(z), sampler.cameras) for z in parts])  # (4 P, S, S, 3)
-    return {"first": first_of(pictures, captions, scorer), "pictures": pictures}
-
-
-def first_of(pictures, captions, scorer) -> float:
-    """Share of scenes whose own caption is ranked first, by the mean vector of their four views."""
-
-    class FourViews:
-        def embed_mirrored(self, scenes):
-            return scorer.embed_mirrored(pictures).unflatten(0, (-1, VIEWS)).mean(1)
-
-        def embed_prompts(self, prompts):
-            return scorer.embed_prompts(prompts)
-
-    others = min(49, len(set(captions)) - 1)
-    return float((rank_of_own(FourViews(), pictures[::VIEWS], captions, others, gen()) == 0).float().mean())
+    return {"first": captions_first(scorer, pictures, captions), "pictures": pictures}
 
 
 def views_given(sampler: SplatDiffusion, views, bars: list) -> list[dict]:
@@ -224,22 +234,21 @@ def views_given(sampler: SplatDiffusion, views, bars: list) -> list[dict]:
     truth = on_background(four, torch.ones(3))
     vae = torch.stack([rasterize(sampler.vae.reconstruct(x, cameras), cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1) for x in four])
     best = psnr(vae[:, 0], truth[:, 0]).item()
-    for places in ((0,), (0, 2), (0, 1, 3)):
-        scenes = [sampler.sample(captions[i:i + 16], four[i:i + 16, list(places)], places, generator=gen(i))
+    for places in ((0,), (0, 1), (0, 1, 3)):
+        scenes = [sampler.sample(captions[i:i + 16], four[i:i + 16, list(places)], places, guidance_scale=1.0, generator=gen(i))
                   for i in range(0, len(views), 16)]
         got = torch.cat([render(s, cameras) for s in scenes]).unflatten(0, (-1, VIEWS))
-        rest = [v for v in range(VIEWS) if v not in places]
-        given = psnr(got[:, list(places)].flatten(0, 1), truth[:, list(places)].flatten(0, 1)).item()
-        rows.append({"objects": "real", "what": f"{len(places)} views given", "PSNR, given views": f"{given:.2f}",
-                     "PSNR, hidden views": f"{psnr(got[:, rest].flatten(0, 1), truth[:, rest].flatten(0, 1)).item():.2f}",
+        given = psnr(got[:, 0], truth[:, 0]).item()
+        rows.append({"objects": "real", "what": f"{len(places)} views given", "PSNR, front": f"{given:.2f}",
+                     "PSNR, back, never given": interval(psnr(got[:, 2], truth[:, 2], "none").tolist()),
                      "PSNR, autoencoder, front": f"{best:.2f}"})
         if places == (0,):
             bar(bars, "one view given: dB below the autoencoder on it", best - given, 2.0, most=True)
     return rows
 
 
-def posterior(sampler: SplatDiffusion, regression: SplatDiffusion, count: int, samples: int, bars: list) -> list[dict]:
-    """Part 7."""
+def posterior(sampler: SplatDiffusion, mean_of, count: int, samples: int, bars: list) -> list[dict]:
+    """Part 7. mean_of(condition) -> latents: what answers with the mean."""
     every, back = hidden_toys(count), back_camera()
     read, mean_read, sampled, means, true, right = [], [], [], [], [], 0
     for i, case in enumerate(every):
@@ -248,8 +257,7 @@ def posterior(sampler: SplatDiffusion, regression: SplatDiffusion, count: int, s
         z = sampler.draw(told[[0] * samples], generator=gen(i), guidance_scale=1.0)
         pictures = render(sampler.decode(z), back)
         read.append(case.read(pictures))
-        z = regression.draw(told, steps=1, guidance_scale=1.0, noise=torch.zeros_like(z[:1]))
-        mean = render(regression.decode(z), back)
+        mean = render(sampler.decode(mean_of(told)), back)
         mean_read.append(case.read(mean).expand(samples))
         sampled.append(pictures[:1])
         means.append(mean)
@@ -257,7 +265,7 @@ def posterior(sampler: SplatDiffusion, regression: SplatDiffusion, count: int, s
         again = rasterize(sampler.vae.reconstruct(case.rgba, sampler.cameras), back, (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
         right += int(case.read(again)[0]) == case.true
     sampled, means, true = torch.cat(sampled), torch.cat(means), torch.cat(true)
-    rows, reference = [], image_features(true)
+    rows, reference = [], image_features(torch.cat([case.pictures[[case.true]] for case in hidden_toys(count, seed=1)]))
     for name, pictures, found in (("samples", sampled, read), ("regression", means, mean_read), ("truth", true, None)):
         row = {"what": f"the back, from the front: {name}", "LPIPS": interval(lpips(pictures, true, "none").tolist(), 3),
                "gradient energy over true": f"{gradient_energy(pictures).mean() / gradient_energy(true).mean():.2f}",
@@ -273,18 +281,20 @@ def posterior(sampler: SplatDiffusion, regression: SplatDiffusion, count: int, s
     return rows
 
 
-def trained_regression(folder: Path) -> SplatDiffusion:
-    """The same backbone as the shipped denoiser, trained to answer with the mean; trained here where it is not there yet."""
+def trained_regression(folder: Path):
+    """condition -> latents, of the shipped denoiser's backbone trained to answer with the mean; trained where it is not there."""
     out = folder / "regression"
     if not (out / "model" / "card.json").is_file():
         with torch.enable_grad():
             train_splat_diffusion(out, preset="cpu", regression=True, steps=REGRESSION_STEPS)
-    return load_splat_diffusion(out / "model")
+    network = load_splat_diffusion(out / "model")
+    return lambda told: network.draw(told, 1, 1.0, noise=torch.zeros(len(told.known), *network.nothing(1).views.shape[1:]))
 
 
 def kinds(folder: Path, seeds: int, bars: list) -> list[dict]:
     """Part 8."""
-    truth = image_features(on_background(scene_views(100, SCENE_SEED + 9, progress=False).images.flatten(0, 1), torch.ones(3)))
+    true = on_background(scene_views(100, SCENE_SEED + 9, progress=False).images.flatten(0, 1), torch.ones(3))
+    truth = image_features(true[::VIEWS + 1])  # one view of a scene, another of the next
     found = {}
     for kind in KINDS:
         for seed in range(seeds):
@@ -292,8 +302,8 @@ def kinds(folder: Path, seeds: int, bars: list) -> list[dict]:
             if not (out / "model" / "card.json").is_file():
                 train_splat_diffusion(out, preset="experiment", prediction=kind, seed=seed)
             sampler = load_splat_diffusion(out / "model")
-            z = [sampler.draw(sampler.nothing(20), guidance_scale=1.0, generator=gen(i)) for i in range(5)]
-            pictures = torch.cat([render(sampler.decode(part), sampler.cameras) for part in z])
+            z = [sampler.draw(sampler.nothing(20), guidance_scale=1.0, spacing="leading", generator=gen(i)) for i in range(5)]
+            pictures = torch.cat([render(sampler.decode(part), sampler.cameras) for part in z])[::VIEWS + 1]
             found.setdefault(kind, []).append(kid(image_features(pictures), truth, features=features_name()).value)
     return [{"what": f"small denoiser, predicts {kind}", "KID": interval(values, 3)} for kind, values in found.items()]
 
@@ -306,7 +316,8 @@ def guidance(sampler: SplatDiffusion, scorer, captions: list[str]) -> list[dict]
         for i, caption in enumerate(captions[:8]):
             scenes = sampler.decode(sampler.draw(sampler.condition([caption])[[0] * 4], guidance_scale=scale, generator=gen(i)))
             clouds = [s.means[s.opacities > 0.5] for s in (scenes[k] for k in range(4))]
-            apart += [chamfer(a, b).item() for n, a in enumerate(clouds) for b in clouds[n + 1:] if len(a) and len(b)]
+            pairs = [chamfer(a, b).item() for n, a in enumerate(clouds) for b in clouds[n + 1:] if len(a) and len(b)]
+            apart += [float(np.mean(pairs))] if pairs else []
         first = words(sampler, scorer, captions, scale)["first"]
         rows.append({"what": f"guidance {scale:g}", "own caption first of 50": f"{first:.2f}",
                      "Chamfer between scenes of a caption": interval(apart, 4)})
@@ -317,15 +328,10 @@ def neighbours(sampler: SplatDiffusion, views) -> list[dict]:
     """Part 10: leave one out."""
     rgba = views.images.float() / 255
     z = torch.cat([sampler.vae.encode(part, Cameras.stack([sampler.cameras] * len(part)))[0] for part in rgba.split(32)])
-    names = [m["family"] for m in views.meta]
-    labels = torch.tensor([sorted(set(names)).index(n) for n in names])
-    rows = []
-    for what, x in (("latents", sampler.denoiser.scale(z)), ("pixels", on_background(rgba, torch.ones(3)))):
-        x = x.flatten(1)
-        order = torch.cdist(x, x).fill_diagonal_(float("inf")).topk(5, largest=False).indices
-        share = (labels[order].mode(1).values == labels).float().mean()
-        rows.append({"what": f"family from 5 neighbours in {what} ({x.shape[1]} numbers)", "right": f"{share:.2f}"})
-    return rows
+    families = [m["family"] for m in views.meta]
+    return [{"what": f"family from 5 neighbours in {what} ({x[0].numel()} numbers)",
+             "right": f"{right_by_neighbours(x, families):.2f}"}
+            for what, x in (("latents", sampler.denoiser.scale(z)), ("pixels", on_background(rgba, torch.ones(3))))]
 
 
 def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 100, hidden: int = 112, samples: int = 16,
@@ -341,12 +347,13 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 10
         rows += speed(sampler, bars)
         rows += unconditional(sampler, scenes, bars)
         found = words(sampler, scorer, asked.captions, guidance_scale)["first"]
-        truth = first_of(on_background(asked.images.flatten(0, 1), torch.ones(3)), asked.captions, scorer)
+        truth = captions_first(scorer, on_background(asked.images.flatten(0, 1), torch.ones(3)), asked.captions)
         rows.append({"what": f"words, guidance {guidance_scale:g}", "own caption first of 50": f"{found:.2f}"})
         rows.append({"what": "words: true renders of these captions", "own caption first of 50": f"{truth:.2f}"})
         bar(bars, "own caption first of 50", found, 0.75)
         rows += views_given(sampler, sets["real"], bars)
-        rows += posterior(sampler, trained_regression(Path(folder)) if arms else sampler, hidden, samples, bars)
+        mean_of = trained_regression(Path(folder)) if arms else lambda told: sampler.mean(told, generator=gen())
+        rows += posterior(sampler, mean_of, hidden, samples, bars)
         rows += guidance(sampler, scorer, asked.captions)
         rows += neighbours(sampler, scene_views(280, SCENE_SEED + 7, progress=False))
     if arms:

@@ -29,7 +29,8 @@ from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.toys import Toy, sample_toy
 from gsgen_lib.scene.cameras import Cameras
-from gsgen_lib.systems.splat_diffusion import ELEVATION, scene_cameras
+from gsgen_lib.systems.prompt_scorer import Scorer, rank_of_own
+from gsgen_lib.systems.splat_diffusion import ELEVATION, VIEWS, scene_cameras
 
 TOY_SEED = 9_000_000
 BACK = 180.0
@@ -134,3 +135,30 @@ def gradient_energy(pictures: Tensor) -> Tensor:
     across = (pictures[:, :, 1:] - pictures[:, :, :-1]).square().flatten(1).mean(1)
     down = (pictures[:, 1:] - pictures[:, :-1]).square().flatten(1).mean(1)
     return (across + down) / 2
+
+
+@torch.no_grad()
+def captions_first(judge: Scorer, pictures: Tensor, captions: list[str], others: int = 49, seed: int = 0) -> float:
+    """Share of P scenes whose own caption the judge ranks before `others` of the rest, by the mean vector of their four views.
+
+    pictures (4 P, S, S, 3) of P scenes in the order of captions; fewer others where there are not that many captions.
+    """
+    vectors = judge.embed_mirrored(pictures).unflatten(0, (-1, VIEWS)).mean(1)  # (P, E)
+    whole = Scorer(judge.name, lambda _: vectors.repeat(2, 1), judge.embed_prompts)  # is asked of pictures and mirror images
+    others = min(others, len(set(captions)) - 1)
+    ranks = rank_of_own(whole, pictures[::VIEWS], captions, others, torch.Generator().manual_seed(seed))
+    return (ranks == 0).float().mean().item()
+
+
+def right_by_neighbours(x: Tensor, labels: list[str], k: int = 5) -> float:
+    """Share of N things x (N, ...) whose label is the most frequent among their k nearest others; of labels that come equally
+    often, the first in the alphabet counts.
+
+    >>> right_by_neighbours(torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]]), list("aaabbb"), k=2)
+    1.0
+    """
+    names = sorted(set(labels))
+    number = torch.tensor([names.index(label) for label in labels])
+    flat = x.flatten(1)
+    near = torch.cdist(flat, flat).fill_diagonal_(torch.inf).topk(k, largest=False).indices
+    return (number[near].mode(1).values == number).float().mean().item()

@@ -14,6 +14,7 @@ from gsgen_lib.data.view_sets import toy_of, toy_views
 from gsgen_lib.diffusion import q_sample
 from gsgen_lib.pretrained import save_network
 from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.prompt_scorer import Scorer
 from gsgen_lib.systems.splat_diffusion import (
     Condition,
     SplatDenoiser,
@@ -25,9 +26,11 @@ from gsgen_lib.systems.splat_diffusion import (
 )
 from gsgen_lib.systems.splat_diffusion_metrics import (
     back_camera,
+    captions_first,
     frequencies,
     gradient_energy,
     hidden_toys,
+    right_by_neighbours,
     total_variation,
 )
 from gsgen_lib.systems.splat_diffusion_training import (
@@ -323,6 +326,28 @@ def test_a_blur_has_less_gradient_energy():
     loop = np.mean([(sharp[0, y, x] - sharp[0, y, x + 1]).square().mean().item() for y in range(16) for x in range(15)])
     loop += np.mean([(sharp[0, y, x] - sharp[0, y + 1, x]).square().mean().item() for y in range(15) for x in range(16)])
     assert gradient_energy(sharp)[0].item() == pytest.approx(loop / 2, rel=1e-5)
+
+
+def test_scenes_are_ranked_by_their_four_views_together():
+    """A judge whose vectors are known: three of four views of a scene speak for its caption, one for another's."""
+    captions = [f"caption {i}" for i in range(5)]
+
+    def embed(images):  # the colour of the first pixel says which caption a view is of
+        return torch.nn.functional.one_hot((images[:, 0, 0, 0] * 10).round().long(), 5).float()
+
+    judge = Scorer("known", embed, lambda prompts: torch.eye(5)[[int(p[-1]) for p in prompts]])
+    says = torch.tensor([[i, i, i, (i + 1) % 5] for i in range(5)])
+    pictures = (says.flatten() / 10)[:, None, None, None].expand(-1, 4, 4, 3)
+    assert captions_first(judge, pictures, captions) == 1.0
+    assert captions_first(judge, pictures.roll(4, 0), captions) == 0.0
+    says[0] = torch.tensor([0, 1, 1, 1])
+    assert captions_first(judge, (says.flatten() / 10)[:, None, None, None].expand(-1, 4, 4, 3), captions) == pytest.approx(0.8)
+
+
+def test_neighbours_vote():
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
+    assert right_by_neighbours(x, list("aabba"), k=1) == pytest.approx(0.6)  # 0 1 | 2 3; 2 is as near to 1, which comes first
+    assert right_by_neighbours(torch.randn(60, 4, generator=gen()), ["a", "b"] * 30) < 0.75
 
 
 # ---- training, and what ships
