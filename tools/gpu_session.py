@@ -45,7 +45,7 @@ STEPS = (
     Step("scorer", (*TRAIN, "scorer", "--preset", "gpu", "--minutes", "7"), 580),
     Step("prior", (*TRAIN, "prior", "--preset", "gpu", "--minutes", "4"), 580),
     Step("feedforward", (*TRAIN, "feedforward", "--preset", "gpu", "--minutes", "6"), 580),
-    Step("transformer", (*TRAIN, "feedforward", "--backbone", "transformer", "--preset", "gpu", "--minutes", "6"), 580),
+    Step("transformer", (*TRAIN, "feedforward", "--preset", "gpu", "--backbone", "transformer", "--minutes", "6"), 580),
     Step("vae", (*TRAIN, "vae", "--preset", "gpu", "--minutes", "6"), 580),
     Step("diffusion", (*TRAIN, "diffusion", "--preset", "gpu", "--minutes", "6"), 580),
 )
