@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gsgen_lib.bench import bar, interval
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.metrics import bootstrap_ci
 from gsgen_lib.raster import rasterize
@@ -36,12 +37,6 @@ BARS = {"toys": {"psnr": 27.0, "box": 20.0, "iou": 0.93}, "real": {"psnr": 24.0,
 ARMS = {"as shipped": {}, "no hull, no sweep": {"geometry": False}, "no augmentation": {"augment": 0.0},
         "no correction": {"passes": 0}}
 SCORES = {"psnr": "PSNR", "box": "box PSNR", "iou": "alpha IoU"}
-
-
-def interval(values, digits: int = 2) -> str:
-    """Mean and 95 % interval of some numbers."""
-    mean, low, high = bootstrap_ci(np.array(values, float), np.random.default_rng(0))
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def mean_of(scores: list[dict], key: str) -> float:
@@ -186,18 +181,12 @@ def main(objects: int = 0, toys: int = 70, fits: int = 6, seeds: int = 3, arms: 
             seconds = seconds_of(network, views)
             rows.append(scored(what, name, found, **{"seconds, network": f"{seconds:.3f}"}))
             means[what, name] = mean_of(found, "psnr")
-            for key, bar in BARS[what].items():
-                value = mean_of(found, key)
-                bars.append({"id": f"{name}, {what}: {SCORES[key]}", "value": round(value, 3), "bar": bar, "ok": value >= bar})
+            bars += [bar(f"{name}, {what}: {SCORES[key]}", mean_of(found, key), limit) for key, limit in BARS[what].items()]
             if what == "real":
-                bars.append({"id": f"{name}: seconds for an object, at most", "value": round(seconds, 3), "bar": 0.3,
-                             "ok": seconds <= 0.3})
+                bars.append(bar(f"{name}: seconds for an object, at most", seconds, 0.3, most=True))
         best = max(value for (where, name), value in means.items() if where == what and name not in networks)
         if what == "real":
-            for name in networks:
-                lead = means[what, name] - best
-                bars.append({"id": f"{name}, real: dB above the best baseline", "value": round(lead, 2), "bar": 4.5,
-                             "ok": lead >= 4.5})
+            bars += [bar(f"{name}, real: dB above the best baseline", means[what, name] - best, 4.5) for name in networks]
         for count in (1, 2, 4, 8):
             for name, network in networks.items():
                 rows.append(scored(what, f"{name}, {count} views", evaluate(network.reconstruct, views, count)))
@@ -206,9 +195,8 @@ def main(objects: int = 0, toys: int = 70, fits: int = 6, seeds: int = 3, arms: 
         times = fit_times(networks["unet"], sets["real"], fits)
         ratio = {n: float(np.median([t[f"_{n}"] / t["_network"] for t in times])) for n in ("4", "16")}
         rows += [{k: v for k, v in t.items() if not k.startswith("_")} for t in times]
-        for n, value in ratio.items():
-            bars.append({"id": f"fit of {n} views, seconds until as good, over the network's, median (at least)",
-                         "value": round(value, 1), "bar": 20, "ok": value >= 20})
+        bars += [bar(f"fit of {n} views, seconds until as good, over the network's, median (at least)", value, 20)
+                 for n, value in ratio.items()]
     if arms:
         more, found = arm_rows(Path(folder), seeds, sets)
         rows += more
@@ -220,8 +208,7 @@ def main(objects: int = 0, toys: int = 70, fits: int = 6, seeds: int = 3, arms: 
         for name, value in (("hull and sweep are worth, dB", lead), ("a correction is worth, dB", step),
                             ("augmentation: less lost on bent inputs, dB", gain),
                             ("augmentation: better on bent inputs, dB", bent_inputs[0] - bent_inputs[1])):
-            low = bootstrap_ci(value, np.random.default_rng(0))[1]
-            bars.append({"id": f"{name}, lower end", "value": round(float(low), 2), "bar": 0, "ok": bool(low > 0)})
+            bars.append(bar(f"{name}, lower end", bootstrap_ci(value, np.random.default_rng(0))[1], 0))
     note = ("PSNR on white: mean over pictures of that of each; box: within the object's bounding box; IoU: of the silhouettes. "
             f"{len(sets['real'])} real test objects, {toys} toys of held-out combinations. Seconds with torch on "
             f"{torch.get_num_threads()} threads.")

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gsgen_lib.bench import bar, interval
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.distributions import kid
@@ -72,18 +73,6 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def interval(values, digits: int = 2) -> str:
-    """Mean and 95 % interval of some numbers."""
-    mean, low, high = bootstrap_ci(np.array(values, float), np.random.default_rng(0))
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def bar(bars: list, id: str, value: float, limit: float, most: bool = False, digits: int = 3) -> None:
-    """Append a bar: value >= limit, or <= where `most`."""
-    ok = value <= limit if most else value >= limit
-    bars.append({"id": id, "value": round(float(value), digits), "bar": limit, "ok": bool(ok)})
-
-
 def of(scores, key):
     """Mean of one number over objects."""
     return float(np.mean([s[key] for s in scores]))
@@ -108,10 +97,10 @@ def autoencoder(sets: dict, bars: list) -> list[dict]:
                          "box PSNR": interval([s["box"] for s in scores]), "alpha IoU": interval([s["iou"] for s in scores], 3)})
         rows[-3] |= {"below feed-forward, dB": f"{of(base, 'psnr') - of(found, 'psnr'):.2f}", "numbers, latents": z.numel(),
                      "splats to latents": f"{numbers:.0f}x", "pictures to latents": f"{rgba[..., :3].numel() / z.numel():.0f}x"}
-        bar(bars, f"f = 8, {what}: PSNR", of(found, "psnr"), BARS[what])
+        bars.append(bar(f"f = 8, {what}: PSNR", of(found, "psnr"), BARS[what]))
         if what == "real":
-            bar(bars, "f = 8, real: dB above the coloured hull", of(found, "psnr") - of(hull, "psnr"), 2.5)
-    bar(bars, "f = 8: numbers of the splats over numbers of the latents", numbers, 128)
+            bars.append(bar("f = 8, real: dB above the coloured hull", of(found, "psnr") - of(hull, "psnr"), 2.5))
+    bars.append(bar("f = 8: numbers of the splats over numbers of the latents", numbers, 128))
     return rows
 
 
@@ -139,6 +128,7 @@ def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
         if settings is not None:
             c = network.config
             numbers[arm] = f"{VIEWS * c.latent * (c.size // c.factor) ** 2}"
+
     def scores_of(arm, key):
         return np.array([run[key] for run in found[arm]])  # (seeds, objects), KID: (seeds,)
 
@@ -148,7 +138,7 @@ def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
     rows.append({"objects": "real", "what": "true views (floor)", "KID": f"{floor.value:.3f}"})
     for arm in ("views not mixed", "no hull, no sweep", "neither"):
         low = bootstrap_ci(scores_of("as shipped", "psnr") - scores_of(arm, "psnr"), np.random.default_rng(0))[1]
-        bar(bars, f"small autoencoder: dB lost where {arm}, lower end", low, 0)
+        bars.append(bar(f"small autoencoder: dB lost where {arm}, lower end", low, 0))
     return rows
 
 
@@ -190,8 +180,8 @@ def speed(sampler: SplatDiffusion, bars: list, steps: int = 25) -> list[dict]:
                      "billion products, step": f"{products(unet, x):.2f}",
                      "million numbers in the widest layer": f"{2 * VIEWS * sum(d.widths) * size**2 / 1e6:.2f}"})
         if size == 64 and not talk:
-            bar(bars, f"{kind}: seconds of a scene over that of latents", whole / scene, 20, digits=1)
-    bar(bars, "one scene, seconds", scene, 0.5, most=True)
+            bars.append(bar(f"{kind}: seconds of a scene over that of latents", whole / scene, 20, digits=1))
+    bars.append(bar("one scene, seconds", scene, 0.5, most=True))
     return rows
 
 
@@ -214,16 +204,17 @@ def unconditional(sampler: SplatDiffusion, count: int, bars: list) -> list[dict]
     reference = image_features(on_background(true[1], torch.ones(3))[torch.arange(count), one])
     apart = {name: kid(image_features(pictures[torch.arange(count), one]), reference, features=features_name())
              for name, pictures in sets.items()}
-    bar(bars, "KID of decoded N(0, 1) over KID of samples", apart["decoded N(0, 1)"].value / apart["samples"].value, 3, digits=1)
+    ratio = apart["decoded N(0, 1)"].value / apart["samples"].value
+    bars.append(bar("KID of decoded N(0, 1) over KID of samples", ratio, 3, digits=1))
     return [{"what": f"nothing given: {name}", "KID": f"{d.value:.3f} +- {1.96 * d.std:.3f}"} for name, d in apart.items()]
 
 
-def words(sampler: SplatDiffusion, scorer, captions: list[str], guidance_scale: float, seed: int = 0) -> dict:
-    """Part 5: how often the own caption comes first of 50, over four views; and the scenes."""
+def words(sampler: SplatDiffusion, scorer, captions: list[str], guidance_scale: float, seed: int = 0) -> float:
+    """Part 5: how often the own caption comes first of 50, over four views."""
     parts = [sampler.draw(sampler.condition(captions[i:i + 20]), guidance_scale=guidance_scale, generator=gen(seed + i))
              for i in range(0, len(captions), 20)]
     pictures = torch.cat([render(sampler.decode(z), sampler.cameras) for z in parts])  # (4 P, S, S, 3)
-    return {"first": captions_first(scorer, pictures, captions), "pictures": pictures}
+    return captions_first(scorer, pictures, captions)
 
 
 def views_given(sampler: SplatDiffusion, views, bars: list) -> list[dict]:
@@ -243,7 +234,7 @@ def views_given(sampler: SplatDiffusion, views, bars: list) -> list[dict]:
                      "PSNR, back, never given": interval(psnr(got[:, 2], truth[:, 2], "none").tolist()),
                      "PSNR, autoencoder, front": f"{best:.2f}"})
         if places == (0,):
-            bar(bars, "one view given: dB below the autoencoder on it", best - given, 2.0, most=True)
+            bars.append(bar("one view given: dB below the autoencoder on it", best - given, 2.0, most=True))
     return rows
 
 
@@ -275,7 +266,7 @@ def posterior(sampler: SplatDiffusion, mean_of, count: int, samples: int, bars: 
             row |= {"TV, pooled": f"{apart['pooled']:.3f}", "TV, by chance": f"{apart['pooled, by chance']:.3f}",
                     "TV, one toy": f"{apart['each']:.3f}", "TV, one toy, by chance": f"{apart['each, by chance']:.3f}"}
             if name == "samples":
-                bar(bars, "total variation of hidden attributes, pooled", apart["pooled"], 0.15, most=True)
+                bars.append(bar("total variation of hidden attributes, pooled", apart["pooled"], 0.15, most=True))
         rows.append(row)
     rows.append({"what": f"reader right on true scenes through the autoencoder: {right / count:.2f} of {count}"})
     return rows
@@ -291,7 +282,7 @@ def trained_regression(folder: Path):
     return lambda told: network.draw(told, 1, 1.0, noise=torch.zeros(len(told.known), *network.nothing(1).views.shape[1:]))
 
 
-def kinds(folder: Path, seeds: int, bars: list) -> list[dict]:
+def kinds(folder: Path, seeds: int) -> list[dict]:
     """Part 8."""
     true = on_background(scene_views(100, SCENE_SEED + 9, progress=False).images.flatten(0, 1), torch.ones(3))
     truth = image_features(true[::VIEWS + 1])  # one view of a scene, another of the next
@@ -318,7 +309,7 @@ def guidance(sampler: SplatDiffusion, scorer, captions: list[str]) -> list[dict]
             clouds = [s.means[s.opacities > 0.5] for s in (scenes[k] for k in range(4))]
             pairs = [chamfer(a, b).item() for n, a in enumerate(clouds) for b in clouds[n + 1:] if len(a) and len(b)]
             apart += [float(np.mean(pairs))] if pairs else []
-        first = words(sampler, scorer, captions, scale)["first"]
+        first = words(sampler, scorer, captions, scale)
         rows.append({"what": f"guidance {scale:g}", "own caption first of 50": f"{first:.2f}",
                      "Chamfer between scenes of a caption": interval(apart, 4)})
     return rows
@@ -346,11 +337,11 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 10
         rows = autoencoder(sets, bars)
         rows += speed(sampler, bars)
         rows += unconditional(sampler, scenes, bars)
-        found = words(sampler, scorer, asked.captions, guidance_scale)["first"]
+        found = words(sampler, scorer, asked.captions, guidance_scale)
         truth = captions_first(scorer, on_background(asked.images.flatten(0, 1), torch.ones(3)), asked.captions)
         rows.append({"what": f"words, guidance {guidance_scale:g}", "own caption first of 50": f"{found:.2f}"})
         rows.append({"what": "words: true renders of these captions", "own caption first of 50": f"{truth:.2f}"})
-        bar(bars, "own caption first of 50", found, 0.75)
+        bars.append(bar("own caption first of 50", found, 0.75))
         rows += views_given(sampler, sets["real"], bars)
         mean_of = trained_regression(Path(folder)) if arms else lambda told: sampler.mean(told, generator=gen())
         rows += posterior(sampler, mean_of, hidden, samples, bars)
@@ -358,7 +349,7 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 10
         rows += neighbours(sampler, scene_views(280, SCENE_SEED + 7, progress=False))
     if arms:
         rows += autoencoder_arms(Path(folder), seeds, sets["real"], bars)
-        rows += kinds(Path(folder), seeds, bars)
+        rows += kinds(Path(folder), seeds)
     note = (f"PSNR on white, mean over pictures of that of each. {features_name()}; {lpips_name()}; judge: {scorer.name}. "
             f"Seconds with torch on {torch.get_num_threads()} threads. One sample for each question, no selection.")
     return {"name": "latents", "rows": rows, "bars": bars, "note": note}

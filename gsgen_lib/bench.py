@@ -53,6 +53,29 @@ def machine() -> str:
     return f"{processor}, {cores} cores{gpu}, Python {python}, torch {torch.__version__}"
 
 
+def bar(id: str, value: float, limit: float, most: bool = False, digits: int = 3) -> dict:
+    """What was promised, for "bars": value >= limit, or <= where `most`; shown with so many digits.
+
+    >>> bar("seconds", 0.31, 0.3, most=True)
+    {'id': 'seconds', 'value': 0.31, 'bar': 0.3, 'ok': False}
+    """
+    return {"id": id, "value": round(float(value), digits), "bar": limit, "ok": bool(value <= limit if most else value >= limit)}
+
+
+def interval(values, digits: int = 2) -> str:
+    """Mean and 95 % interval of numbers (objects,) or (seeds, objects), `metrics.bootstrap_ci`, for "rows".
+
+    >>> interval([1.0, 1.0, 1.0])
+    '1.00 (1.00 to 1.00)'
+    """
+    import numpy as np
+
+    from gsgen_lib.metrics import bootstrap_ci
+
+    mean, low, high = bootstrap_ci(np.asarray(values, float), np.random.default_rng(0))
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def runs_here(name: str) -> bool:
     """Whether this machine has what a benchmark needs: ..._gpu needs CUDA.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from gsgen_lib.scene.cameras import Cameras
 
 REACH = 0.87  # half the diagonal of the unit cube: no part of an object is farther from the origin
+AWAY = 1.8  # the distance of most of the course's cameras: a depth less this much is around 0
 
 
 def look_up(pictures: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
@@ -111,6 +112,24 @@ def refine(alpha: Tensor, cameras: Cameras, depth: Tensor, reach: float, points:
         inside.append(look_up(alpha[:, rest], there, at)[..., 0].amin(1).reshape(b, s, s, points))
     inside = torch.stack(inside, 1)
     return torch.where(inside.amax(-1, keepdim=True) < 0.5, depth, first_crossing(inside, t)[..., None])
+
+
+def hull_features(rgba: Tensor, cameras: Cameras, depths: int) -> tuple[Tensor, Tensor]:
+    """`sweep` at half size and `refine` for every pixel, as a network reads them.
+
+    rgba (B, V, S, S, 4); cameras of S x S pixels, batch (B,). Returns features (B V, 2 depths + 1, S / 2, S / 2), around 0: sweep
+    and coarse depth; and the depth for each pixel, (B, V, S, S, 1), looked for within three halves of the sweep's step.
+
+    >>> cameras = Cameras.stack([Cameras.orbit(4, width=8, height=8)])
+    >>> features, depth = hull_features(torch.ones(1, 4, 8, 8, 4), cameras, 5)
+    >>> features.shape, depth.shape
+    (torch.Size([4, 11, 4, 4]), torch.Size([1, 4, 8, 8, 1]))
+    """
+    features, coarse = sweep(rgba, cameras, depths, rgba.shape[2] // 2)
+    depth = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    depth = refine(rgba[..., 3:], cameras, depth, 3 * REACH / (depths - 1))
+    known = torch.cat([2 * features - 1, coarse - AWAY], -1)
+    return known.flatten(0, 1).movedim(-1, 1), depth
 
 
 def first_crossing(inside: Tensor, t: Tensor, level: float = 0.5) -> Tensor:

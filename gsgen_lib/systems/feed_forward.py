@@ -34,7 +34,7 @@ notebook 05.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.cross_view import REACH, refine, sweep
+from gsgen_lib.nn.cross_view import AWAY, hull_features
 from gsgen_lib.nn.multiview import MultiViewUNet, ResBlock, attend
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
@@ -120,23 +120,19 @@ class FeedForward(nn.Module):
         every: the scenes after 0, 1, ... `passes` corrections, instead of the last alone.
         """
         b, v, s = rgba.shape[:3]
-        rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
         with torch.autocast(rgba.device.type, enabled=False):  # rays in half precision would miss their pixels
-            inputs = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1)  # (B, V, S, S, 10)
+            flat = pictures_with_rays(rgba, cameras)  # (B V, 10, S, S)
             origin, ray = cameras.rays()
             start = -(origin * ray).sum(-1, keepdim=True)  # (B, V, S, S, 1), the middle of the ray
-            flat = inputs.reshape(b * v, s, s, 10).movedim(-1, 1)
             x = F.pixel_unshuffle(flat, 2)  # (B V, 40, S/2, S/2)
             if self.config.geometry:
-                features, depth = sweep(rgba, cameras, self.config.depths, s // 2)
-                start = refine(rgba[..., 3:], cameras, depth.repeat_interleave(2, 2).repeat_interleave(2, 3),
-                               3 * REACH / (self.config.depths - 1))  # three halves of the sweep's step
-                known = torch.cat([2 * features - 1, depth - 1.8], -1)  # distances of the course's cameras are about 1.8
-                x = torch.cat([x, known.reshape(b * v, s // 2, s // 2, -1).movedim(-1, 1)], 1)
+                known, start = hull_features(rgba, cameras, self.config.depths)
+                x = torch.cat([x, known], 1)
         hidden = self.network(x, v)  # (B V, 64, S/2, S/2)
-        first = (start - 1.8).reshape(b * v, 1, s, s)
+        first = (start - AWAY).reshape(b * v, 1, s, s)
         raw = self.fine(torch.cat([F.pixel_shuffle(hidden, 2), flat, first], 1)).float()
         raw = raw.movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 14 or 12)
+        alpha = rgba[..., 3:]
         own = torch.where(alpha > 0, rgba[..., :3], 1.0)  # a pixel at the rim has the object's colour, not one mixed with white
         pixels = (own, alpha, origin, ray, start)
         scenes = [pixel_splats(raw, *pixels)]
@@ -170,7 +166,18 @@ class FeedForward(nn.Module):
             raise ValueError(f"cameras: got {len(cameras)} of {cameras.width} x {cameras.height}, wanted {len(rgba)} of {s} x "
                              f"{s}")
         scene = most_opaque(self(rgba[None], Cameras.stack([cameras])), self.config.budget * len(rgba))[0]
-        return Gaussians(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors.clamp(0, 1))
+        return replace(scene, colors=scene.colors.clamp(0, 1))
+
+
+def pictures_with_rays(rgba: Tensor, cameras: Cameras) -> Tensor:
+    """What the networks read: colour on white and alpha, both in [-1, 1], and Plücker rays. rgba (B, V, S, S, 4), cameras of
+    batch (B,) -> (B V, 10, S, S).
+
+    >>> pictures_with_rays(torch.ones(1, 4, 8, 8, 4), Cameras.stack([Cameras.orbit(4, width=8, height=8)])).shape
+    torch.Size([4, 10, 8, 8])
+    """
+    read = torch.cat([2 * on_background(rgba, torch.ones(3)) - 1, 2 * rgba[..., 3:] - 1, cameras.plucker()], -1)
+    return read.flatten(0, 1).movedim(-1, 1)
 
 
 def pixel_splats(raw: Tensor, rgb: Tensor, alpha: Tensor, origin: Tensor, ray: Tensor, start: Tensor) -> Gaussians:

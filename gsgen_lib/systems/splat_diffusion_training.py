@@ -47,7 +47,7 @@ REAL_SHARE = 0.1
 PRESETS = {
     "tiny": dict(model=dict(widths=(16, 24), embed=32), toys=12, real=4, steps=5, batch=4, lr=1e-3),
     "experiment": dict(model=dict(widths=(64, 96)), toys=3_000, real=None, steps=2_500, batch=16, lr=1e-3),
-    "cpu": dict(model={}, toys=12_000, real=None, steps=12_000, batch=32, lr=5e-4),
+    "cpu": dict(model={}, toys=12_000, real=None, steps=18_000, batch=16, lr=5e-4),
     "gpu": dict(model={}, toys=12_000, real=None, steps=60_000, batch=256, lr=5e-4),
 }
 

@@ -29,7 +29,7 @@ Taught in notebook 06. Source: 2406.13099, sections 3.1 and 3.2. Also ours: the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,12 +38,12 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.cross_view import REACH, refine, sweep
+from gsgen_lib.nn.cross_view import AWAY, hull_features
 from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock, start_linear
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.feed_forward import most_opaque, picture_loss, pixel_splats
+from gsgen_lib.systems.feed_forward import most_opaque, picture_loss, pictures_with_rays, pixel_splats
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,11 @@ class SplatVAE(nn.Module):
     def encode(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4), straight alpha in
         [0, 1], and cameras of batch (B,)."""
-        b, v, s = rgba.shape[:3]
-        rgb, alpha = on_background(rgba, torch.ones(3)), rgba[..., 3:]
+        b, v = rgba.shape[:2]
         with torch.autocast(rgba.device.type, enabled=False):
-            flat = torch.cat([2 * rgb - 1, 2 * alpha - 1, cameras.plucker()], -1).flatten(0, 1).movedim(-1, 1)
-            x = F.pixel_unshuffle(flat, 2)
+            x = F.pixel_unshuffle(pictures_with_rays(rgba, cameras), 2)
             if self.config.geometry:
-                x = torch.cat([x, self.known(rgba, cameras)[0]], 1)
+                x = torch.cat([x, hull_features(rgba, cameras, self.config.depths)[0]], 1)
         x = self.enter(x)
         for layer in self.down:
             x = layer(x, v) if isinstance(layer, Level) else layer(x)
@@ -193,28 +191,20 @@ class SplatVAE(nn.Module):
         known, start = [], -(origin * ray).sum(-1, keepdim=True)  # the middle of each ray
         with torch.autocast(z.device.type, enabled=False):
             if self.config.geometry:
-                features, start = self.known(painted.detach(), cameras)
+                features, start = hull_features(painted.detach(), cameras, self.config.depths)
                 known = [features]
         x = self.ask(torch.cat([x, F.pixel_unshuffle(plucker, 2), *known], 1))
         for layer in self.last:
             x = layer(x, v)
-        seen = torch.cat([2 * painted - 1, start - 1.8], -1).flatten(0, 1).movedim(-1, 1)  # (B V, 5, S, S)
+        seen = torch.cat([2 * painted - 1, start - AWAY], -1).flatten(0, 1).movedim(-1, 1)  # (B V, 5, S, S)
         raw = self.fine(torch.cat([F.pixel_shuffle(self.leave(x), 2), plucker, seen], 1)).float()
         raw = raw.movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 12)
         return pixel_splats(raw, painted[..., :3], painted[..., 3:], origin, ray, start), painted
 
-    def known(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Sweep and hull depth as features (B V, 2 depths + 1, S / 2, S / 2), and the depth for each pixel (B, V, S, S, 1)."""
-        b, v, s = rgba.shape[:3]
-        features, depth = sweep(rgba, cameras, self.config.depths, s // 2)
-        fine = depth.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        fine = refine(rgba[..., 3:], cameras, fine, 3 * REACH / (self.config.depths - 1))
-        return torch.cat([2 * features - 1, depth - 1.8], -1).flatten(0, 1).movedim(-1, 1), fine
-
     def splats(self, z: Tensor, cameras: Cameras) -> Gaussians:
         """The Gaussians of `decode` that are rendered in training, the most opaque, `budget` times views; colours in [0, 1]."""
         scenes = most_opaque(self.decode(z, cameras)[0], self.config.budget * z.shape[1])
-        return Gaussians(scenes.means, scenes.quats, scenes.scales, scenes.opacities, scenes.colors.clamp(0, 1))
+        return replace(scenes, colors=scenes.colors.clamp(0, 1))
 
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
