@@ -2,7 +2,7 @@
 
 1. Both shipped networks and what any method must beat (`feed_forward_metrics`) on objects never trained on: the real test
    objects, and toys of combinations that training never drew. Inputs: front, right, back, left; judged on eight other views.
-2. One to eight input views, the same questions.
+2. One to eight input views, the same questions; two of them from opposite sides, too.
 3. Thin parts: how much of the true silhouette is found, in pixels that an opening by 5 pixels removes and in the others.
 4. Seconds: a fit from the same four pictures, and from sixteen, until it is as good on the same questions.
 5. Arms: small networks (preset "experiment"), trained here, `seeds` each: as shipped (one correction), without hull and sweep,
@@ -187,9 +187,13 @@ def main(objects: int = 0, toys: int = 70, fits: int = 6, seeds: int = 3, arms: 
         best = max(value for (where, name), value in means.items() if where == what and name not in networks)
         if what == "real":
             bars += [bar(f"{name}, real: dB above the best baseline", means[what, name] - best, 4.5) for name in networks]
-        for count in (1, 2, 4, 8):
-            for name, network in networks.items():
-                rows.append(scored(what, f"{name}, {count} views", evaluate(network.reconstruct, views, count)))
+        for name, network in networks.items():
+            by_count = {count: evaluate(network.reconstruct, views, count) for count in (1, 2, (0, 4), 4, 8)}
+            rows += [scored(what, f"{name}, {'front and back' if count == (0, 4) else f'{count} views'}", found)
+                     for count, found in by_count.items()]
+            if what == "real":
+                gains = [mean_of(by_count[2 * n], "psnr") - mean_of(by_count[n], "psnr") for n in (2, 4)]
+                bars.append(bar(f"{name}: dB from 2 to 4 views over dB from 4 to 8", gains[0] / gains[1], 1, digits=2))
         rows += thin_rows(networks["unet"], views, what)
     if fits:
         times = fit_times(networks["unet"], sets["real"], fits)

@@ -46,16 +46,17 @@ def front_views(views: ViewSet) -> list[int]:
     return orthogonal_sets(views.cameras, front_only=True)[0].tolist()
 
 
-def cases(views: ViewSet, count: int = 4, seed: int = 0):
+def cases(views: ViewSet, count: int | tuple[int, ...] = 4, seed: int = 0):
     """For each object: (rgba of the inputs (m, S, S, 4) in [0, 1], their cameras, rgba of the others (8, S, S, 4), theirs).
 
-    count: of the inputs: 1 (the front), 2 (front and back), 4, or 8 around. The others are the same for every count.
+    count: of the inputs: 1 (the front), 2 (front and right), 4, or 8 around; or their places in this ring of eight, front 0,
+    right 2, back 4. The others are the same for every count.
     """
     four, every = front_views(views), range(views.images.shape[1])
     around = [i for i in every if i < 8] if count == 8 else four
-    given = {1: four[:1], 2: four[::2], 4: four, 8: around}.get(count)
-    if given is None:
-        raise ValueError(f"count: got {count}, wanted 1, 2, 4 or 8")
+    given = list(count) if isinstance(count, tuple) else {1: four[:1], 2: four[:2], 4: four, 8: around}.get(count)
+    if not given or not all(i in range(8) for i in given):
+        raise ValueError(f"count: got {count}, wanted 1, 2, 4 or 8, or places, 0 to 7")
     for i in range(len(views)):
         rest = [j for j in every if j >= 8]
         rest = [rest[k] for k in id_generator(f"{views.ids[i]} {seed}").permutation(len(rest))[:OTHERS]]
@@ -65,7 +66,7 @@ def cases(views: ViewSet, count: int = 4, seed: int = 0):
 
 
 @torch.no_grad()
-def evaluate(reconstruct: Callable, views: ViewSet, count: int = 4, seed: int = 0, device: str = "cpu",
+def evaluate(reconstruct: Callable, views: ViewSet, count: int | tuple[int, ...] = 4, seed: int = 0, device: str = "cpu",
              perceptual: bool = False) -> list[dict]:
     """Scores of each object: {"psnr", "box", "iou"}, and "lpips" if `perceptual`, over its other views.
 

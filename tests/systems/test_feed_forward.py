@@ -241,6 +241,8 @@ def test_what_does_not_fit_is_named(toys):
             train_feed_forward(**wrong)
     with pytest.raises(ValueError, match="count: got 3, wanted 1, 2, 4 or 8"):
         next(cases(toys, 3))
+    with pytest.raises(ValueError, match="count: got \\(0, 8\\), wanted"):
+        next(cases(toys, (0, 8)))
 
 
 # ---- augmentation
@@ -310,6 +312,10 @@ def test_cases_hide_the_views_that_are_asked_for(toys):
     four, again = ([c[2] for c in cases(toys, n)] for n in (4, 1))
     assert all(torch.equal(a, b) for a, b in zip(four, again, strict=True))  # the same questions for any number of inputs
     assert front_views(toys) == [0, 2, 4, 6]
+    angles = {2: 0.0, (0, 4): -1.0, (0, 1): 0.5**0.5}  # cosines between the two cameras, seen from above
+    for count, cosine in angles.items():
+        at = next(cases(toys, count))[1].centers[:, [0, 2]]
+        assert torch.cosine_similarity(at[0], at[1], dim=0).item() == pytest.approx(cosine, abs=1e-4)
 
 
 def test_baselines_stand_in_the_order_of_what_they_know(toys):
