@@ -159,8 +159,8 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
 
     out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
     inputs are bent, and that their cameras are turned; geometry: hull and sweep; passes: corrections, the preset's
-    if not given; start: a shipped network or a folder, of the same options, whose weights it begins with; minutes: stop after so
-    many, resumable.
+    if not given; start: a shipped network or a folder, of the same options except passes, whose weights it begins with;
+    minutes: stop after so many, resumable.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -170,12 +170,14 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     more = {} if passes is None else {"passes": passes}
     config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"] | more)
     real, toys = training_objects(p, config.size, seed, out.parent)
-    model = seeded(lambda: FeedForward(config), seed)
+    model, before = seeded(lambda: FeedForward(config), seed), {}
     if start is not None:
-        other = load_feed_forward(start)
-        if other.config != config:
+        other, card = load_feed_forward(start), pretrained.read_card(pretrained.checked_folder(start))
+        same = other.config if not passes or not other.config.passes else replace(other.config, passes=passes)
+        if same != config:  # the same weights correct, however often
             raise ValueError(f"start: got a network of {other.config}, wanted {config}")
         model.load_state_dict(other.state_dict())
+        before = {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, inputs, turned, count = data
@@ -191,8 +193,9 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
         return {}
     said = {"steps": steps, "augment": None if augment == 0.2 else augment, "passes": passes, "start": start,
             "seed": seed or None}
-    return pretrained.save_network(model, out / "model", {
-        "name": f"feedforward_{backbone}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
+    hours = round(result.seconds / 3600 + before.get("hours", 0), 2)  # in all
+    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
+        "name": f"feedforward_{backbone}", "seed": seed, "hours": hours, "steps": result.step,
         "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{options(said)}"
                    f"{'' if geometry else ' --no-geometry'}", "loss": result.log[-1]["loss"]})
 

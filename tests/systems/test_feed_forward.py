@@ -1,5 +1,6 @@
 """The two backbones: what their numbers become, what may change what, the loss by hand, augmentation, and bad input."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -363,7 +364,9 @@ def test_the_tiny_preset_trains_resumes_ships_and_may_begin_with_weights(tmp_pat
     first = load_feed_forward(run / "model")
     assert first.config.size == 32 and not next(first.parameters()).requires_grad
     again = train_feed_forward(tmp_path / "again", preset="tiny", steps=1, start=str(run / "model"), device="cpu")
-    assert "--start" in again["command"]
+    assert "--start" in again["command"] and again["start"]["sha256"] == json.loads((run / "model/card.json").read_text())["sha256"]
+    often = train_feed_forward(tmp_path / "often", preset="tiny", steps=1, start=str(run / "model"), passes=5, device="cpu")
+    assert load_feed_forward(tmp_path / "often" / "model").config.passes == 5 and "--passes 5" in often["command"]
     second = load_feed_forward(tmp_path / "again" / "model")
     fresh = seeded(lambda: FeedForward(first.config), 0)
     near, far = ((other.network.enter.weight - first.network.enter.weight).abs().max() for other in (second, fresh))
