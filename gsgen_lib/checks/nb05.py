@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from gsgen_lib.checks import NotYet, expect_close, expect_letter, fresh_generator, shows
@@ -35,7 +36,9 @@ def exercise_2(enters) -> None:
     """First crossings of 1/2. Oracle: a loop."""
     generator = fresh_generator()
     inside = torch.rand(40, 12, generator=generator, dtype=torch.float64)
-    inside[0], inside[1, 0], inside[2] = 0.3, 0.8, torch.linspace(0, 1, 12)
+    inside[0], inside[1, 0], inside[2], inside[3, 0] = 0.3, 0.8, torch.linspace(0, 1, 12), 0.9
+    inside[4, :3] = torch.tensor([0, 0.5, 0])
+    inside[5:, 0] *= 0.4  # the others begin outside
     t = 1 + torch.rand(12, generator=generator, dtype=torch.float64).cumsum(0)  # steps of different lengths
 
     def loop(straight):
@@ -50,12 +53,17 @@ def exercise_2(enters) -> None:
         return torch.tensor(found, dtype=torch.float64)
 
     answer = enters(inside, t)
+    answer = torch.as_tensor(answer) if isinstance(answer, np.ndarray | list) else answer
     if not isinstance(answer, torch.Tensor) or answer.shape != (40,):
-        raise NotYet(f"wanted a tensor of 40 distances, one for each ray, got {getattr(answer, 'shape', type(answer).__name__)}")
+        raise NotYet(f"wanted 40 distances, one for each ray, got {tuple(getattr(answer, 'shape', [])) or type(answer).__name__}")
     answer = answer.double()
     wanted = loop(True)
     if not bool((answer.isnan() == wanted.isnan()).all()):
         raise NotYet("NaN belongs to the rays that are never inside, and to no others")
+    if not bool((answer[[1, 3]] - t[0]).abs().max() < 1e-6):
+        raise NotYet("a ray that is inside at the first step enters there, at t[0]")
+    if not bool((answer[4] - t[1]).abs() < 1e-6):
+        raise NotYet("exactly 1/2 counts as reached")
     hint = "between the last step outside (a) and the first inside (b): the share of the way is (1/2 - a) / (b - a)"
     if shows(answer.nan_to_num(0), loop(False).nan_to_num(0)):
         hint = "that is the first step inside: interpolate between it and the step before"
@@ -80,6 +88,9 @@ def exercise_4(quaternions) -> None:
     hint = "every quaternion for itself: the last of the five dimensions holds its four numbers"
     if shows(answer, raw + torch.tensor([1.0, 0, 0, 0])):
         hint = "they do not have length 1"
+    for one in ([0.0, 0, 0, 0], [0.0, 0, 0, 1]):
+        if shows(answer, torch.nn.functional.normalize(raw + torch.tensor(one), dim=-1)):
+            hint = "where raw is 0 the quaternion must be (1, 0, 0, 0): that is added, w first"
     expect_close(answer, torch.tensor(wanted).reshape(raw.shape), hint, tol=1e-6)
 
 
@@ -98,6 +109,15 @@ def _first_step(inside, t):
     return torch.where(above.any(1), t[above.int().argmax(1)], torch.nan)
 
 
+def _never_at_the_first(inside, t):
+    above = inside >= 0.5
+    up = above[:, 1:] & ~above[:, :-1]
+    k = up.int().argmax(1)
+    rows = torch.arange(len(inside))
+    a, b = inside[rows, k], inside[rows, k + 1]
+    return torch.where(above.any(1), t[k] + (0.5 - a) / (b - a) * (t[k + 1] - t[k]), torch.nan)
+
+
 def _last(inside, t):
     above = inside >= 0.5
     k = inside.shape[1] - 1 - above.flip(1).int().argmax(1)
@@ -108,13 +128,17 @@ def _wrong_dim(raw):
     return torch.nn.functional.normalize(raw + torch.tensor([1.0, 0, 0, 0]).to(raw), dim=2)
 
 
+def _nothing_added(raw):
+    return torch.nn.functional.normalize(raw, dim=-1)
+
+
 def _not_unit(raw):
     return raw + torch.tensor([1.0, 0, 0, 0]).to(raw)
 
 
 WRONG = {
     "exercise_1": [(_turned,), (_moment,)],
-    "exercise_2": [(_first_step,), (_last,)],
+    "exercise_2": [(_first_step,), (_last,), (_never_at_the_first,)],
     "exercise_3": [("a",), ("c",), (2,)],
-    "exercise_4": [(_wrong_dim,), (_not_unit,)],
+    "exercise_4": [(_wrong_dim,), (_not_unit,), (_nothing_added,)],
 }

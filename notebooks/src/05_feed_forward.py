@@ -8,8 +8,9 @@
 # 60 minutes to read, two hours for the exercises. Prerequisite: notebooks 01 and 02.
 #
 # Fitting a scene takes seconds to minutes, and knows nothing but its pictures. A network that has seen hundreds of objects can
-# write the Gaussians down at once. In this lesson four pictures of an object it never saw become some thousand Gaussians in a
-# fraction of a second: LGM and GRM, scaled down, and what made ours learn in hours on a laptop.
+# write the Gaussians down at once. In this lesson four pictures of an object it never saw become six thousand Gaussians in a
+# fraction of a second: the Large Multi-view Gaussian Model (LGM) and the Large Gaussian Reconstruction Model (GRM), scaled
+# down, and the geometry that made ours learn in hours on a laptop.
 
 # %% [markdown]
 # ## You will be able to
@@ -22,8 +23,9 @@
 #
 # ## Set-up
 #
-# After the imports come the knobs. The first cell goes all the way once: four views in, Gaussians out, seen from sides that were
-# not given. Predict: what will be worse, the outline or the texture?
+# After the imports come the knobs. The first cell goes all the way once: four views in, Gaussians out, seen from sides that
+# were not given. (The last row of the picture is what was given: front, right, back, left.) Predict: what will be worse, the
+# outline or the texture?
 
 # %% tags=["setup"]
 # (the set-up cell is inserted here)
@@ -51,7 +53,7 @@ from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.feed_forward import most_opaque
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, score
-from gsgen_lib.systems.feed_forward_training import augmented, grid_warp
+from gsgen_lib.systems.feed_forward_training import grid_warp, orbit_jitter
 from gsgen_lib.systems.fitting import FitConfig, fit
 
 STARTED = time.perf_counter()
@@ -85,15 +87,19 @@ def white(rgba):
     return on_background(rgba, torch.ones(3))
 
 
+def psnr_at(scene, cameras, target):
+    return score(look(scene, cameras), target[..., 3:], target)["psnr"]
+
+
 print(f"{scene.num} Gaussians in {seconds:.2f} s")
-rows = {"given: front,\nright, back, left": torch.cat([white(rgba), torch.ones(4, 64, 64, 3)]), "network": look(scene, there),
-        "truth": white(truth)}
+rows = {"network": look(scene, there), "truth": white(truth), "given": torch.cat([white(rgba), torch.ones(4, 64, 64, 3)])}
 viz.compare(rows, [f"view {k}" for k in range(1, 9)], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** The colours and the outline hold; what is fine does not. Spokes are a grey disc, the mirrors fade, edges
-# are soft, and views from above or below, far from the four given, are worse than views from the side. Nothing was optimised:
-# that is one pass, on two cores.
+# **What to notice.** The colours and the outline hold; what is fine does not. The texture is worse than the outline: spokes are
+# a grey disc, the mirrors fade, edges are soft. Of 16,384 Gaussians, one for each pixel of each view, the 6,144 most opaque are
+# kept; most of the others belong to background. Nothing was fitted until it converged: one call, in which the network draws its
+# own scene a few times and corrects it (section 4).
 #
 # ## 1 · A Gaussian for each pixel
 #
@@ -151,10 +157,12 @@ viz.compare({**{name: look(splats_at(depth, rgba, cameras), seen_from) for name,
 # **What to notice.** From its own camera, even the first row shows the front: whatever their depth, pixels stay on their own
 # rays. What disturbs there are the pixels of the *other* views. From anywhere else the rows differ. Too near: pieces that float
 # before the cameras they came from. Middle: four flat pictures, crossing like fins. Hull: nearly a scooter, with mirrors that
-# stand above the seat, since no silhouette says that they do not.
+# stand above the seat. They are so thin that their rays slip through the hull between two steps of the search; then it falls back
+# to the middle of the ray.
 #
-# A gradient repairs this only from nearby: a splat that is off by three of its own widths feels a third of the pull (notebook
-# 01). So the start matters, and the start should be geometry, not a guess.
+# A gradient repairs this only from nearby. Two round splats of width σ at distance $D$ overlap like $e^{-D^2 / 4\sigma^2}$, so
+# the pull that brings one to the other goes like $D\,e^{-D^2 / 4\sigma^2}$: at 3σ it is a third of its largest value, at 6σ a
+# thousandth. So the start matters, and the start should be geometry, not a guess.
 #
 # ## 2 · Ask the other views
 #
@@ -164,8 +172,12 @@ viz.compare({**{name: look(splats_at(depth, rgba, cameras), seen_from) for name,
 # $$\text{inside}_k = \min_{\text{other views } j} \alpha_j(p_k)$$
 #
 # The set of all points that no silhouette cuts away is the **visual hull**; the object lies within it. The ray enters it where
-# inside first crosses ½. And where the surface is, the other views that see it show the *same colour*: that is the **plane
-# sweep**, the oldest trick of stereo. Our network is given both, for 24 depths at each pixel.
+# inside first crosses ½; a ray that never does gets the point nearest to the middle of the scene. And where the surface is, the
+# other views that see it show the *same colour* $c$ as the pixel. That is the **plane sweep** of stereo:
+#
+# $$\text{alike}_k = \text{inside}_k \, \bigl(1 - \min_{j} \lvert c_j(p_k) - c \rvert\bigr)$$
+#
+# Our network is given both, for 24 depths, on a grid of half the resolution.
 
 
 # %% alt="Left: inside along one ray, crossing one half where the ray enters the hull; right: the hull depth of the four views"
@@ -199,9 +211,10 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** The ray meets nothing for half a unit, then the smallest alpha jumps to 1: the hull begins. It dips behind
-# the entry where some silhouette nearly cuts through, at the legs' gap. In the maps the front wheel and the mudguard are near
-# (yellow) in the front view, the mirrors far; from the side nearly everything is at one depth. All that without a network.
+# **What to notice.** The ray meets nothing for half a unit, then the smallest alpha jumps to 1: the hull begins. It dips twice
+# behind the entry, where a side view's silhouette is half cut through: the gaps beside the wheels. In the maps the front wheel
+# and the mudguard are near (yellow) in the front view; from the side nearly everything is at one depth. The dark specks at the
+# mirrors are rays that fell back to the middle. All that without a network.
 #
 # ## 3 · The network, and how views talk
 #
@@ -212,11 +225,14 @@ with viz.style():
 #   -> 4 x 64 x 64 x 14   offset 3, opacity 1, scales 3, quaternion 4, colour 3: one Gaussian for each pixel
 # ```
 #
-# Every view runs through the same convolutions. Besides hull and sweep, one kind of layer lets them agree: at the coarsest level
-# the 8 × 8 pixels of all four views are 256 tokens of *one* attention. Each token asks with a query $q$, is found by its
-# key $k$ and hands out its value $v$:
+# Blocks of 2 × 2 pixels are folded into channels on the way in, and unfolded on the way out. Every view runs through the same
+# convolutions. Besides hull and sweep, one kind of layer lets them agree: **attention**. At the coarsest level the 8 × 8 pixels
+# of all four views are 256 tokens. Each token $i$ asks with a query $q_i$, is found by its key $k_i$ and hands out its value
+# $v_i$, vectors of length $C$ that a linear layer makes of it:
 #
-# $$\text{out}_i = \sum_j \operatorname{softmax}_j\Bigl(\frac{q_i \cdot k_j}{\sqrt{d}}\Bigr)\, v_j$$
+# $$\text{out}_i = \sum_j \operatorname{softmax}_j\Bigl(\frac{q_i \cdot k_j}{\sqrt{C}}\Bigr)\, v_j$$
+#
+# The channels are split into four **heads** that do this side by side, each with its own weights.
 
 
 # %%
@@ -233,8 +249,8 @@ cmp("attention", my_attend(qkv, 4)[0], attend(qkv, 4))
 
 # %% [markdown]
 # Now the real ones. A hook keeps what the middle layer's queries, keys and values are for our scooter. Choose a token, and see
-# where it looks. Predict: does a token of the front wheel look at the other views' front wheels, at its own picture, or nowhere
-# in particular?
+# where it looks. Predict: does a token of the middle of the scooter look at the same place in the other views, at its own
+# picture, or somewhere else?
 
 # %% alt="The four views, and for two query tokens where their attention goes in each of the four views"
 kept = {}
@@ -244,7 +260,7 @@ with torch.no_grad():
     network(rgba[None].to(DEVICE), Cameras.stack([cameras]).to(DEVICE))
 handle.remove()
 weights = my_attend(kept["qkv"].cpu().float(), layer.heads)[1][0]  # (heads, 256, 256)
-queries = {"front view, below": (0, 6, 4), "right view, above": (1, 2, 4)}  # view, row, column of 8 x 8
+queries = {"front view": (0, 4, 4), "right view": (1, 4, 4)}  # view, row, column of 8 x 8
 
 
 def overlay(view_weights, pictures):
@@ -268,34 +284,47 @@ print(f"share that goes to the 8 most popular of 256 tokens: {popular:.2f} (even
 viz.compare(rows, ["front", "right", "back", "left"], cell=1.4)
 
 # %% [markdown]
-# **What to notice.** Neither. Both tokens look at the same few places: eight of 256 tokens take more than half of all attention,
-# some of them empty corners, and three quarters of it leave the own view, just as if views made no difference. Such a layer
-# carries messages for all (how large is it, how dark?), not matches between points. Matches were left to the sweep, which
-# finds them exactly. An attention map is what a layer *reads*; it need not be what you would have looked at.
+# **What to notice.** Somewhere else. Both tokens read one empty corner of the front view more than anything, and beside it
+# places of other views that do not match theirs. Over all tokens, eight of 256 take more than half of the attention, and three
+# quarters of it leave the own view, just as if views made no difference. So this layer (the middle one; shown is the strongest
+# of its heads) carries a message for all, not matches between points. For matches the network has the sweep. An attention map
+# shows what a layer *reads*; it need not be what you would have looked at.
 #
 # ## 4 · Read how you fail
 #
-# What should a splat be? That depends on the splats of the other views that will stand before it, and those are being decided at
-# the same time. A single pass must guess. Optimisation does not guess: it renders, compares, and steps. So let the network do
-# that too. Render the scene into its own inputs, take the gradient $g$ of the squared error by the 14 numbers of each pixel, and
-# hand it to a second, small network that says what to change:
+# The network's 14 numbers for a pixel, `raw`, become a Gaussian like this ($t_0$: the hull's depth; `pixel_splats` in
+# `gsgen_lib.systems.feed_forward`):
+#
+# | numbers | Gaussian |
+# |---|---|
+# | 3, $a$ | mean $o + t_0 d + 0.5 \tanh a$; GRM: one number, $o + (t_0 + 0.5 \tanh a)\, d$ |
+# | 1, $b$ | opacity $\operatorname{sigmoid}(b + 8\,\alpha - 7)$ |
+# | 3, $c$ | scales $0.1 \operatorname{softplus}(c - 2.7)$ |
+# | 4, $q$ | quaternion $(1, 0, 0, 0) + q$, normalised |
+# | 3, $r$ | the pixel's colour $+\; 0.5 \tanh r$ |
+#
+# What should a splat be? That depends on the splats of the other views that will stand before it, and those are being decided
+# at the same time. A single look must guess. Optimisation does not guess: it renders, compares, and steps. So let the network
+# do that too. Render the scene into its own inputs, take the errors of colour and alpha, and the gradient $g$ of their squares
+# by `raw`, compressed as $\operatorname{sign}(g) \log(1 + |g| / \text{rms})$. Hand them, with the features that the U-Net found
+# (`hidden`), to a second, small network that says what to change:
 #
 # $$\text{raw} \leftarrow \text{raw} + \text{correct}\bigl(\text{hidden},\; \text{errors},\; g,\; \text{raw}\bigr)$$
 #
-# A few times. An optimiser would step along $-g$, with a rate for all scenes; this is descent *whose step is learned* (G3R).
-# Beside it, as many steps of Adam on the same scene and the same four pictures, at the best of three rates. Predict: which of the
-# two gains more on the inputs, and which on other views?
+# A few times. An optimiser would step along $-g$, with one rate for each kind of number; this is descent *whose step is learned*
+# (G3R). Beside it twenty steps of Adam, from the same first scene, on the same four pictures. Predict: who gains more on the
+# inputs, and who on other views? How many steps of Adam is a learned one worth?
 
 
-# %% alt="PSNR over corrections on the inputs and on other views: the learned steps rise on both, the plain steps hardly"
-# NBVAL_CHECK_OUTPUT
+# %% alt="PSNR over steps on the inputs and on other views: the learned steps rise fast, Adam's twenty steps slowly, and as far"
 few = test[[i for i in range(len(test)) if i % (len(test) // OBJECTS) == 0]]
+RATES = (0.002, 0.05, 0.1, 0.03)  # of means, log scales, logits of opacities, colours: tried on these objects, in Adam's favour
 
 
-def plain_steps(scene, rgba, cameras, rate, steps):
+def plain_steps(scene, rgba, cameras, steps=20):
     """The scenes after 0, 1, ... steps of Adam on the inputs."""
     leaves = [x.clone().requires_grad_() for x in (scene.means, scene.scales.log(), scene.opacities.logit(1e-4), scene.colors)]
-    adam, found = torch.optim.Adam(leaves, rate), [scene]
+    adam, found = torch.optim.Adam([{"params": [x], "lr": rate} for x, rate in zip(leaves, RATES, strict=True)]), [scene]
     for _ in range(steps):
         means, scales, opacities, colors = leaves
         now = Gaussians(means, scene.quats, scales.exp(), opacities.sigmoid(), colors)
@@ -303,38 +332,52 @@ def plain_steps(scene, rgba, cameras, rate, steps):
         adam.zero_grad()
         loss.backward()
         adam.step()
-        found.append(Gaussians(means, scene.quats, scales.exp(), opacities.sigmoid(), colors).detach())
+        found.append(Gaussians(means, scene.quats, scales.exp(), opacities.sigmoid(), colors).detach().map(torch.clone))
     return found
 
 
-RATES = (0.003, 0.01, 0.03)
-corrections = network.config.passes
-curves = {f"{kind}, {where}": np.zeros(corrections + 1) for kind in ("learned", *RATES) for where in ("inputs", "other views")}
+curves = {(kind, where): [] for kind in ("learned", "Adam") for where in ("inputs", "other views")}
 for views, at, wanted, places in cases(few):
     with torch.no_grad():
         found = network(views[None].to(DEVICE), Cameras.stack([at]).to(DEVICE), every=True)
-    budget = network.config.budget * 4
-    learned = [most_opaque(s, budget)[0].to("cpu") for s in found]
-    for kind, some in (("learned", learned), *((rate, plain_steps(learned[0], views, at, rate, corrections)) for rate in RATES)):
+    learned = [most_opaque(s, network.config.budget * 4)[0].to("cpu") for s in found]
+    for kind, some in (("learned", learned), ("Adam", plain_steps(learned[0], views, at))):
         for where, camera, target in (("inputs", at, views), ("other views", places, wanted)):
-            curves[f"{kind}, {where}"] += [score(look(s, camera), target[..., 3:], target)["psnr"] / len(few) for s in some]
-best = max(RATES, key=lambda rate: curves[f"{rate}, other views"][-1])
+            curves[kind, where].append([psnr_at(s, camera, target) for s in some])
+curves = {key: np.mean(rows, 0) for key, rows in curves.items()}
 with viz.style():
-    figure, panels = plt.subplots(1, 2, figsize=(7, 2.4), sharey=False, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
     for panel, where in zip(panels, ("inputs", "other views"), strict=True):
-        for kind, name, color in (("learned", "learned steps", "#0072B2"), (best, f"Adam, rate {best}", "#E69F00")):
-            panel.plot(curves[f"{kind}, {where}"], "o-", color=color, label=name)
-        panel.set(title=where, xlabel="corrections", ylabel="PSNR, dB", xticks=range(corrections + 1))
+        for kind, color in (("learned", "#0072B2"), ("Adam", "#E69F00")):
+            panel.plot(curves[kind, where], "o-", color=color, label=kind, markersize=3)
+        panel.set(title=where, xlabel="steps", ylabel="PSNR, dB")
     panels[0].legend(fontsize=7)
     plt.show()
-gain = {kind: curves[f"{kind}, other views"][-1] - curves[f"{kind}, other views"][0] for kind in ("learned", best)}
-print("learned steps gain more than 0.5 dB on views that were not given:", gain["learned"] > 0.5)
-print("more than as many steps of Adam at the best rate:", gain["learned"] > gain[best])
+done = len(curves["learned", "inputs"]) - 1
+gain = {key: row[done] - row[0] for key, row in curves.items()}
+print("; ".join(f"{kind}, {done} steps, {where}: {value:+.1f} dB" for (kind, where), value in gain.items()))
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("learned steps gain more than as many of Adam, on both:",
+      all(gain["learned", where] > gain["Adam", where] for where in ("inputs", "other views")))
+worth = int((curves["Adam", "other views"] < curves["learned", "other views"][-1]).sum()) / done
+print("on other views a learned step is worth more than two of Adam:", worth > 2)
 
 # %% [markdown]
-# **What to notice.** Adam wins the first step, then stands still: steps of a fixed size overshoot as soon as the first is done.
-# The learned steps are small where nothing is wrong and large where it pays. And the right picture counts: they were trained on
-# views that were *not* given, so what they gain on the inputs carries over. Adam never saw those.
+# **What to notice.** Step for step the learned ones gain more on the inputs, and twice as much on views that were not given: in
+# training they were paid for *other* views, while Adam here knows four pictures only. But Adam is not beaten, only slow: on
+# other views it levels off at about the same height. A learned step is worth some four of Adam's, and each costs a look at the
+# whole scene.
+#
+# How was all that trained? On some 300 real objects and 1,200 toys, each with its mirror image; four views in (in three batches
+# of ten some other number), these and five others out:
+#
+# $$L = |\text{rgb} - \text{rgb}^*|^2 + |\alpha - \alpha^*|^2 + 0.05\,\text{LPIPS}$$
+#
+# after the last correction, plus 0.3 times the first two terms before the first.
+#
+# `gsgen train feedforward --backbone unet --preset cpu`; how many steps and hours this one had, the first cell said.
 #
 # ## 5 · How good is that?
 #
@@ -357,11 +400,14 @@ best = max(m["psnr"] for name, m in mean.items() if name != "network")
 print("above every cheap answer, by more than 3 dB:", mean["network"]["psnr"] > best + 3)
 print("silhouettes overlap by more than 0.8:", mean["network"]["iou"] > 0.8)
 
+# %%
+of = mean["network"]
+print(f"network: whole picture {of['psnr']:.1f} dB, box {of['box']:.1f} dB, overlap of silhouettes {of['iou']:.2f}")
+
 # %% [markdown]
-# **What to notice.** Half of the score is background: white alone gets 13 dB. Two very different uses of the hull, voxels with
-# averaged colours and a splat for each pixel, end level, so 20 dB is about what silhouettes are worth. The network adds 4 dB:
-# where within the hull the surface is, and which pixel to believe. To judge what is *seen*, look at the box around the object
-# (`mean["network"]["box"]`), some 5 dB lower.
+# **What to notice.** White alone gets 13 dB of the network's 24: most of a picture is background, and right for free. So look
+# at the box of the object too, printed above, some 5 dB lower. Two very different uses of the hull, voxels with averaged
+# colours and a splat for each pixel, end level: about 20 dB is what silhouettes are worth here. The network adds 4 dB.
 #
 # How long would *fitting* need to be as good? From the same four pictures, with the optimiser of notebook 01, which starts from
 # the visual hull as well. Two objects, chosen because they differ. Predict: which line will keep rising, and will more steps
@@ -370,10 +416,6 @@ print("silhouettes overlap by more than 0.8:", mean["network"]["iou"] > 0.8)
 # %% alt="PSNR of a fit from the same four pictures against seconds, on its inputs and on other views, and the network as a star"
 # NBVAL_CHECK_OUTPUT
 config = FitConfig(steps=400, max_gaussians=6000)
-
-
-def psnr_at(scene, cameras, target):
-    return score(look(scene, cameras), target[..., 3:], target)["psnr"]
 
 
 rises = []
@@ -398,11 +440,11 @@ with viz.style():
 print("the fit rises more on its inputs than on other views, twice:", all(r[1] > r[0] + 3 for r in rises))
 
 # %% [markdown]
-# **What to notice.** Now be fair. On the scooter the fit passes the network within half a second, and stays better. On the table
-# it is never as good: it explains its four pictures ever better with splats that other views refute, and *more steps make it
-# worse*. A fit believes its pictures; the network has seen other tables. "Minutes become a second" is what the papers report for
-# pictures of 512 pixels and some hundred thousand splats. At 64 pixels a step of the fit takes 5 ms, and the lead melts to a
-# factor that `gsgen bench feedforward` measures. A claim about speed is a claim about sizes.
+# **What to notice.** Now be fair. On the scooter the fit passes the network in less than a second, and stays better. On the
+# table it is never as good: it explains its four pictures ever better with splats that other views refute, and *more steps make
+# it worse*. A fit believes its pictures; the network has seen other tables. "Minutes become a second" is what the papers report
+# for pictures of 512 pixels and some hundred thousand splats. At 64 pixels a step of the fit takes some milliseconds, and the
+# lead melts to a factor that `gsgen bench feedforward` measures. A claim about speed is a claim about sizes.
 #
 # ## 6 · How many views, and which are hard?
 #
@@ -426,12 +468,18 @@ with viz.style():
 print("every doubling helps:", curve[1] < curve[2] < curve[4] < curve[8])
 print("from 2 to 4 views gains more than from 4 to 8:", curve[4] - curve[2] > curve[8] - curve[4])
 print("front and back are worth less than front and right, by more than 2 dB:", curve[0, 4] < curve[2] - 2)
+for name, pick in (("front and back", [0, 2]), ("front and right", [0, 1])):
+    two, of_two = rgba[pick], cameras[pick]
+    from_origin, along = of_two.rays()
+    early = -(from_origin * along).sum(-1, keepdim=True) - from_hull(two, of_two)
+    print(f"scooter, {name}: rays enter the hull {early[two[..., 3] > 0.5].mean():.2f} before the middle")
 
 # %% [markdown]
-# **What to notice.** Each doubling helps, the last one least: four is the knee, at half the cost of eight. But *which* views
-# matters as much as how many. Front and back together see the whole surface and are worse than the front *alone*: their
-# silhouettes are mirror images, cut the same cone out of space from both sides, and leave every depth possible. The sweep says
-# "all of it is inside", and the network believes it. Front and right cut across each other.
+# **What to notice.** Each doubling helps, the last one least, and eight cost twice as much as four. But *which* views matters
+# as much as how many. Front and back together see nearly the whole surface, and are worse than the front *alone*. Their
+# silhouettes are nearly mirror images: what one allows, the other allows, at almost every depth. So the hull begins far before
+# the object, more than half a unit, and the network starts there. With the front alone there is no hull, and it starts in the
+# middle. Front and right cut across each other.
 #
 # Which objects are hard? The three with the least overlap of silhouettes, from the same view as their truth. Predict what they
 # have in common.
@@ -447,31 +495,30 @@ for i in order:
 viz.compare({"network": torch.cat(pictures), "truth": torch.cat(wanted)}, names, cell=1.4)
 
 # %% [markdown]
-# **What to notice.** Posts, slats and the room between them. A post is one or two pixels wide, so its hull depth is blurred with
-# that of the background; and a gap that no given view looks straight through belongs to the hull, so the network must *know* that
-# tables are hollow. More views help (exercise 5), more pixels would help more.
+# **What to notice.** Posts, slats and the room between them. A post is one or two pixels wide, and its pixels are mixed with
+# what is behind; a gap that no given view looks straight through belongs to the hull, so the network must *know* that tables
+# are hollow. Exercise 5 measures it, and what helps.
 #
 # Pictures that a generator paints (notebook 02) do not agree with each other. LGM therefore trains with *bent* pictures and
 # *turned* cameras, for every view but the first. That is what it looks like, and what it costs:
 
 # %% alt="The four input views, and the same with those after the first bent by random strips"
 bent = torch.cat([rgba[:1], grid_warp(rgba[1:], 0.5, gen())])
-harmed = []
+harmed = {"bent pictures": [], "turned cameras": []}
 for number, (views, at, target, places) in enumerate(cases(few)):
-    worse, turned = augmented(views[None], Cameras.stack([at]), 1.0, gen(number))
-    turned = Cameras(turned.viewmats[0], turned.Ks[0], at.width, at.height)
-    found = methods["network"](worse[0].clamp(0, 1), turned)
-    harmed.append(score(look(found, places), rasterize(found, places).alpha, target)["psnr"])
-print(f"PSNR falls by {mean['network']['psnr'] - np.mean(harmed):.1f} dB on bent pictures with turned cameras")
+    worse = torch.cat([views[:1], grid_warp(views[1:], 0.5, gen(number)).clamp(0, 1)])
+    turned = Cameras.cat([at[:1], orbit_jitter(at[1:], generator=gen(number))])
+    for kind, given in (("bent pictures", (worse, at)), ("turned cameras", (views, turned))):
+        harmed[kind].append(psnr_at(methods["network"](*given), places, target))
+print("; ".join(f"{kind}: {np.mean(found) - mean['network']['psnr']:+.1f} dB" for kind, found in harmed.items()))
 viz.compare({"given": white(rgba), "bent": white(bent)}, ["front", "right", "back", "left"], cell=1.3)
 
 # %% [markdown]
-# **What to notice.** Wheels become eggs, and no two views agree any more on how wide the scooter is. The hull suffers most: a
-# point that *one* bent silhouette cuts away is gone. Pictures painted by a generator are like that, only subtler.
+# **What to notice.** Wheels become eggs; lines stay straight, since strips run along the axes. Both kinds of harm cost several
+# dB, although a fifth of the training objects were harmed in each of these ways. Whether that training helped, one network
+# cannot tell: `gsgen bench feedforward` trains small ones with and without it, three seeds each.
 #
-# Does training on such pictures help? `gsgen bench feedforward` trains small networks with and without, three seeds each.
-#
-# Play: object and number of views. The curve above is the static twin.
+# Play: object and number of views. The curve over the number of views is the static twin.
 
 # %%
 object_menu = widgets.Dropdown(options=[(m["name"], i) for i, m in enumerate(test.meta)], value=scooter, description="object")
@@ -520,8 +567,8 @@ check(nb05.exercise_1, nearest_point)
 # ### Exercise 2 · Where does the ray enter? (25 minutes)
 #
 # Given `inside` (R, D) along R rays at distances `t` (D,), return the first distance at which inside reaches ½, by straight
-# interpolation between the two steps around it. A ray that is inside at the first step enters there; one that never is gets NaN.
-# Evidence: "passed".
+# interpolation between the two steps around it (exactly ½ counts as reached). A ray that is inside at the first step enters
+# there; one that never is gets NaN. Evidence: "passed".
 
 
 # %% exercise="2"
@@ -565,10 +612,9 @@ check(nb05.exercise_3, prediction)
 # %% [markdown]
 # ### Exercise 4 · Debug (15 minutes)
 #
-# This head turns raw numbers into quaternions. Where a renderer does not normalise again, its splats come out too small and
-# sheared; ours does, so they are merely turned the wrong way, in a way that depends on the other pixels. It is a famous bug of
-# this field. Remove the line with `raise` and the `#` in front of the line below it, and mend that line. Evidence:
-# "passed".
+# This head turns raw numbers into quaternions, and every splat comes out turned the wrong way, in a way that depends on the
+# other pixels. (LGM's released code had a bug in its normalisation of rotations; readers found it after publication.) Remove
+# the line with `raise` and the `#` in front of the line below it, and mend that line. Evidence: "passed".
 
 
 # %% exercise="4"
@@ -599,18 +645,21 @@ check(nb05.exercise_4, quaternions)
 # |---|---|
 # | a pixel and a depth make a Gaussian | section 1 |
 # | a wrong depth is invisible from the view it came from | section 1 |
-# | cross-view geometry gives the start | section 2; `gsgen bench feedforward`, arm without it |
+# | cross-view geometry gives the start | section 2; `gsgen bench feedforward`, trained without |
 # | views talk in one attention | section 3 |
 # | a network that reads its own error corrects it | section 4 |
 # | feed-forward replaces optimisation | section 5; `gsgen bench feedforward`, matched PSNR |
-# | four views are a sweet spot | section 6 |
-# | augmentation against views that disagree | `gsgen bench feedforward`, arm without it |
+# | each doubling of the views helps, the last one least | section 6 |
+# | augmentation against views that disagree | `gsgen bench feedforward`, trained without |
 #
 # ## References
 #
-# - Tang et al.: LGM, 2024: section 3.2 (U-Net, attention across views), 3.3 (augmentation, loss).
-# - Xu et al.: GRM, 2024: section 3 (transformer, depth along the ray).
-# - Chen et al.: G3R, 2024: section 3 (learned steps from gradients); Xu et al.: ReSplat, 2025.
+# - Tang et al.: LGM: Large Multi-View Gaussian Model for High-Resolution 3D Content Creation, 2024:
+#   section 3.2 (U-Net, attention across views), 3.3 (augmentation, loss).
+# - Xu et al.: GRM: Large Gaussian Reconstruction Model for Efficient 3D Reconstruction and Generation, 2024:
+#   section 3 (transformer, depth along the ray).
+# - Chen et al.: G3R: Gradient Guided Generalizable Reconstruction, 2024: section 3 (learned steps from gradients).
+# - Xu et al.: ReSplat: Learning Recurrent Gaussian Splats, 2025 (learned steps without gradients).
 # - Collins: plane sweep, 1996. Laurentini: visual hull, 1994. Plücker: 1865.
 #
 # ## Time and memory

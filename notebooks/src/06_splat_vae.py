@@ -23,7 +23,7 @@
 # ## Set-up
 #
 # After the imports come the knobs. The first cell goes all the way once: four views of an object that no training saw, its
-# latents, and the scene decoded from nothing but these. Predict: what goes first, outline, colour or texture?
+# latents, and the scene decoded from nothing but these and the cameras. Predict: what goes first, outline, colour or texture?
 
 # %% tags=["setup"]
 # (the set-up cell is inserted here)
@@ -44,6 +44,7 @@ from gsgen_lib.checks import check, cmp, nb06
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.doctor import time_and_memory
+from gsgen_lib.metrics import bootstrap_ci
 from gsgen_lib.pretrained import load_or_train
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
@@ -99,14 +100,14 @@ with viz.style():
 viz.compare({"decoded": look(scene, there), "truth": white(truth)}, [f"view {k}" for k in range(1, 9)], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** The outline survives, in latents and in the scene. Every channel shows the van as a shape against an even
-# background, and no channel is a picture of it. What went first is colour: the van was beige, the decoded one is stained. A paler
-# windscreen changes few squared errors; a wrong outline changes many. The loss decides what 1,536 numbers are spent on.
+# **What to notice.** The outline stays, the texture is gone (wheels, window frames, lamps), the colour is stained: beige with
+# blue and red in it. Most channels show the van as a shape against an even background, and no channel is a picture of it. The
+# loss (section 4) decides what 1,536 numbers are spent on, and a wrong outline costs many squared errors, a lost lamp few.
 #
 # ## 1 · How many numbers?
 #
-# One Gaussian for each pixel, 12 numbers each: depth 1, opacity 1, scales 3, quaternion 4, colour 3. The latents hold C = 6
-# numbers for each cell of f × f = 8 × 8 pixels:
+# One Gaussian for each pixel, 12 numbers each: depth 1, opacity 1, scales 3, quaternion 4, colour 3 (the network of notebook 05
+# had 14, since its means could leave the ray). The latents hold C = 6 numbers for each cell of f × f = 8 × 8 pixels:
 #
 # $$\frac{12}{6 / 8^2} = 128 \qquad \frac{3}{6 / 8^2} = 32$$
 #
@@ -119,6 +120,7 @@ with torch.no_grad():
 print(f"{scenes.num} Gaussians of 12 numbers, {rgba[..., :3].numel()} numbers of pictures, {mu.numel()} of latents")
 fewer = [n / mu.numel() for n in (scenes.num * 12, rgba[..., :3].numel())]
 print(f"{fewer[0]:.0f} times fewer than the splats, {fewer[1]:.0f} times fewer than the pictures")
+print(f"drawn: the {scene.num} most opaque, {scene.num * 12 / mu.numel():.0f} times as many numbers")
 
 # %% [markdown]
 # What does that cost? The same questions as in notebook 05: other views of real objects that no training saw. Predict where the
@@ -136,7 +138,8 @@ def on_device(network):
 
 methods = {"white": BASELINES["white"], "coloured hull": BASELINES["coloured hull"], "through 1,536 numbers": on_device(vae),
            "feed-forward, pictures kept": on_device(forward)}
-scores = {name: np.mean([s["psnr"] for s in evaluate(method, few)]) for name, method in methods.items()}
+each = {name: np.array([s["psnr"] for s in evaluate(method, few)]) for name, method in methods.items()}
+scores = {name: found.mean() for name, found in each.items()}
 with viz.style():
     figure, panel = plt.subplots(figsize=(6, 1.6), layout="constrained")
     panel.barh(list(scores), list(scores.values()), color=["#999999", "#999999", "#0072B2", "#E69F00"])
@@ -144,12 +147,16 @@ with viz.style():
     panel.invert_yaxis()
     plt.show()
 print("more than 2 dB above the coloured hull:", scores["through 1,536 numbers"] > scores["coloured hull"] + 2)
-print("below the network that keeps its pictures:", scores["through 1,536 numbers"] < scores["feed-forward, pictures kept"])
+
+# %%
+lost, low, high = bootstrap_ci(each["feed-forward, pictures kept"] - each["through 1,536 numbers"], np.random.default_rng(SEED))
+print(f"feed-forward less autoencoder: {lost:.2f} dB, 95 % interval {low:.2f} to {high:.2f}")
 
 # %% [markdown]
-# **What to notice.** Much nearer to the network that keeps its pictures than to the hull: 32 times fewer numbers cost less than
-# 1 dB. So most of what is wrong here is wrong for both: not what was thrown away, but what four views of 64 pixels leave open,
-# and what a few hours of training have learned.
+# **What to notice.** Much nearer to the network that keeps its pictures than to the hull. The two were not trained alike (their
+# cards, printed above, have different steps), so their difference is not the price of the bottleneck, and its interval is wide:
+# single objects go either way. What can be said: with 32 times fewer numbers a scene can still be about as good as the one read
+# from the pictures. The price at equal training, for f = 4, 8 and 16, is in `gsgen bench latents`.
 #
 # ## 2 · Why noise, and why KL
 #
@@ -159,7 +166,7 @@ print("below the network that keeps its pictures:", scores["through 1,536 number
 # $$z = \mu + \sigma\,\varepsilon, \qquad \varepsilon \sim N(0, 1)$$
 #
 # Left alone, the encoder would shrink σ to nothing and scatter the means anywhere. The loss therefore charges for every cloud
-# that is not $N(0, 1)$:
+# that is not $N(0, 1)$, by its Kullback-Leibler divergence (KL) from it:
 #
 # $$\mathrm{KL} = \tfrac12 \bigl(\mu^2 + \sigma^2 - 1 - \log \sigma^2\bigr) \quad\text{per number}$$
 
@@ -176,8 +183,8 @@ def my_sample(mu, logvar, noise):
 
 a, b = torch.randn(2, 1000, generator=gen())
 cmp("KL", my_kl(a, b), kl_to_normal(a, b))
-cmp("sample", my_sample(a, b, torch.ones(1000)), torch.distributions.Normal(a, b.exp().sqrt()).icdf(torch.tensor(0.841344746)),
-    tol=1e-4)
+above = torch.distributions.Normal(a, b.exp().sqrt()).icdf(torch.tensor(0.841344746))  # 84 % lie below mean + one sigma
+cmp("sample", my_sample(a, b, torch.ones(1000)), above, tol=1e-4)
 
 # %% [markdown]
 # The failure on purpose: the same small autoencoder twice, with KL and without, on front views of toys at 16 × 16 pixels with
@@ -211,7 +218,7 @@ axis = torch.linspace(-2, 2, 7)
 grid = torch.stack(torch.meshgrid(-axis, axis, indexing="ij"), -1).flip(-1).reshape(-1, 2)  # rows from the top
 families = sorted({m["family"] for m in toys.meta})
 color = [families.index(m["family"]) for m in toys.meta]
-spans, spreads = {}, {}
+spans, spreads, far = {}, {}, {}
 with viz.style(), torch.no_grad():
     figure, panels = plt.subplots(1, 4, figsize=(10, 2.7), layout="constrained")
     for k, (name, weight) in enumerate((("with KL", 2e-3), ("without", 0.0))):
@@ -219,6 +226,8 @@ with viz.style(), torch.no_grad():
             encoder, decoder = small_autoencoder(weight)
         mean, spread = encoder(small).chunk(2, 1)
         spans[name], spreads[name] = mean.std().item(), (0.5 * spread).exp().median().item()
+        drawn = decoder(torch.randn(200, 2, generator=gen()))
+        far[name] = torch.cdist(drawn, small.flatten(1)).amin(1).mean().item() / 768**0.5  # rms of a value, to the nearest toy
         panels[2 * k].scatter(*mean.T, c=color, cmap="tab20", s=6)
         panels[2 * k].add_patch(plt.Circle((0, 0), 2, fill=False, color="#000000"))
         panels[2 * k].set(title=f"{name}: means\nσ about {spreads[name]:.2g}", aspect="equal")
@@ -228,15 +237,17 @@ with viz.style(), torch.no_grad():
     plt.show()
 print("without KL the means spread at least twice as far:", spans["without"] > 2 * spans["with KL"])
 print("and the clouds shrink:", spreads["without"] < 0.5 * spreads["with KL"])
+print("what draws of N(0, 1) decode to is nearer to some toy with KL:", far["with KL"] < 0.8 * far["without"])
 
 # %% [markdown]
-# **What to notice.** With KL the means fill the disc in which N(0, 1) lies, families next to each other, and every point of the
-# grid decodes to something like a toy. Without it the clouds shrink to points and the means scatter ten units wide, where a draw
-# of N(0, 1) never falls: the grid decodes to what is nobody's toy. Such a code stores, but nothing can be *drawn* from it.
+# **What to notice.** Each dot is a toy, its colour the family, the circle two standard deviations of N(0, 1). With KL nearly
+# all lie within, families in patches, and the grid decodes to toys, some of them smeared. Without it σ shrinks to a hundredth,
+# and the means scatter ten units wide, beside the circle more than in it: over the grid there is one over-bright toy that is
+# nobody's. Such a code stores, but nothing can be *drawn* from it: the last line measured it.
 #
-# Our weight is small, 0.0005, since a blurred decoder would cost more than untidy latents: what KL leaves, centring and scaling
-# (notebook 07) and the diffusion itself will mend. How large are the clouds of the real autoencoder? Predict: will noise of that
-# size be seen in a render?
+# The weight in our autoencoder is small, 0.0005: blur would cost more than latents that are not quite N(0, 1), since notebook
+# 07 will not draw them from N(0, 1) but train a model to draw them. How large are the clouds of the real autoencoder? Predict:
+# will noise of that size be seen in a render?
 
 # %% alt="Histograms of sigma and of the means, and renders of latents as they are, with their own noise, with ten times that"
 with torch.no_grad():
@@ -245,26 +256,33 @@ with torch.no_grad():
     views = {name: look(vae.splats(z, batch)[0], there) for name, z in noisy.items()}
 with viz.style():
     figure, panels = plt.subplots(1, 2, figsize=(6, 1.8), layout="constrained")
-    panels[0].hist((0.5 * logvar).exp().flatten().cpu(), 40, color="#0072B2")
-    panels[0].set(xlabel="σ", ylabel="numbers", xlim=(0, 1.1))
+    sigma, shown = (0.5 * logvar[0]).exp().cpu(), F.avg_pool2d(rgba[..., 3], 8)[:, None].expand(-1, 6, -1, -1) > 0
+    panels[0].hist([sigma[shown], sigma[~shown]], 30, color=["#0072B2", "#999999"], label=["object", "background"])
+    panels[0].set(xlabel="σ", ylabel="numbers")
+    panels[0].legend(fontsize=7)
     panels[1].hist(mu.flatten().cpu(), 40, color="#E69F00")
     panels[1].set(xlabel="μ")
     plt.show()
 viz.compare({**views, "truth": white(truth)}, [f"view {k}" for k in range(1, 9)], cell=1.0)
 
 # %% [markdown]
-# **What to notice.** Not even its own noise is seen: the decoder was trained with it. σ has two heaps: cells that matter are
-# written sharply (σ below 0.1), cells of the background carelessly, σ up to 0.6, since nothing hangs on them. That is the KL
-# at work, number by number: precision costs, so it is bought only where it pays. At ten times the noise the background pays too,
-# and debris appears.
+# **What to notice.** Not even its own noise is seen: the decoder was trained with it. Cells that show the object are written
+# sharply, σ below 0.1; cells of the background carelessly, σ around 0.3, since little hangs on them. That is the KL at work,
+# number by number: precision costs, so it is bought only where it pays. At ten times the noise the background pays too, and
+# debris appears.
 #
-# ## 3 · Views must talk
+# ## 3 · Views talk
 #
 # Each view has its own latent and its own Gaussians. If they were decoded apart, the left view would not know where the front
-# view put the door. So after each block of encoder and decoder, the views are mixed, *pixel by pixel*: pixel $(y, x)$ of one view
-# hears the mean of the pixels $(y, x)$ of all views. That is cheap, and it is blind to geometry: pixel $(y, x)$ of the right view
-# shows another place than that of the front. What it carries is what all should know.
-
+# view put the door. So after each block of encoder and decoder the views are mixed, *pixel by pixel*: pixel $(y, x)$ of one view
+# hears the mean of the pixels $(y, x)$ of all views, both after a norm,
+#
+# $$x_v \leftarrow x_v + \sqrt{\tfrac12}\; \text{say}\bigl(\operatorname{silu}(\text{hear}[\,\hat x_v,\; m])\bigr),
+# \qquad m = \tfrac1V \textstyle\sum_w \hat x_w$$
+#
+# with `hear` and `say` two layers of 1 × 1 pixel. That is cheap, and it is blind to geometry: pixel $(y, x)$ of the right view
+# shows another place than that of the front. What it carries is what all should know. Ours adds, at the coarsest level of both
+# halves, the attention of notebook 05, in which any place can hear any other.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -283,10 +301,13 @@ with torch.no_grad():
 
 # %% [markdown]
 # Who hears whom, in the trained network? Change the latent of *one* view, and see how far the Gaussians of each view move. Beside
-# it, the same after all mixing layers were told to say nothing. Predict the second table.
+# it, the same with the mixing layers silenced, the attention silenced, and both. Predict the last table.
 
-# %% alt="Two tables of how far Gaussians of each view move when the latent of one view changes, with and without mixing"
-# NBVAL_CHECK_OUTPUT
+# %% alt="Four tables of how far Gaussians of each view move when the latent of one view changes; channels between views silenced"
+SILENT = {"trained": (), "mixing silenced": (".mix.say",), "attention silenced": ("_talk.out",),
+          "both silenced": (".mix.say", "_talk.out")}
+
+
 def moves(vae):
     """(4, 4): mean distance that splats of the view in the column move when the latent of the view in the row is changed."""
     shown = (rgba[..., 3] > 0.5).flatten(1).to(DEVICE)  # (4, 4096)
@@ -301,34 +322,41 @@ def moves(vae):
     return table
 
 
+tables, quiet_psnr = {}, {}
 with torch.no_grad():
-    talking = moves(vae)
-    kept = {name: p.clone() for name, p in vae.named_parameters() if ".mix.say" in name or "_talk.out" in name}
-    for name in kept:
-        vae.get_parameter(name).zero_()
-    geometry_only = moves(vae)
-    silent_psnr = np.mean([s["psnr"] for s in evaluate(on_device(vae), few)])
-    for name, value in kept.items():
-        vae.get_parameter(name).copy_(value)
+    for name, parts in SILENT.items():
+        kept = {key: p.clone() for key, p in vae.named_parameters() if any(part in key for part in parts)}
+        for key in kept:
+            vae.get_parameter(key).zero_()
+        tables[name] = moves(vae)  # of the decoder: the latents stay
+        quiet_psnr[name] = np.mean([s["psnr"] for s in evaluate(on_device(vae), few)])  # encoder and decoder
+        for key, value in kept.items():
+            vae.get_parameter(key).copy_(value)
 with viz.style():
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.4), layout="constrained")
-    for panel, table, title in zip(panels, (talking, geometry_only), ("trained", "mixing silenced"), strict=True):
-        panel.imshow(100 * table, cmap="viridis", vmin=0, vmax=100 * talking.max())
+    figure, panels = plt.subplots(1, 4, figsize=(10.5, 2.6), layout="constrained")
+    for panel, (name, table) in zip(panels, tables.items(), strict=True):
+        panel.imshow(table, cmap="Blues", vmin=0, vmax=2 * tables["trained"].max())
         panel.grid(False)
         for i in range(4):
             for j in range(4):
-                panel.text(j, i, f"{100 * table[i, j]:.1f}", ha="center", va="center", color="#FFFFFF", fontsize=7)
-        panel.set(title=title, xticks=range(4), yticks=range(4), xticklabels=SIDES, yticklabels=SIDES, xlabel="splats that move",
-                  ylabel="latent changed")
+                panel.text(j, i, f"{100 * table[i, j]:.1f}", ha="center", va="center", fontsize=7)
+        panel.set_xticks(range(4), SIDES)
+        panel.set_yticks(range(4), SIDES)
+        panel.set(title=f"{name}\n{quiet_psnr[name]:.1f} dB", xlabel="splats that move, in 1/100")
+    panels[0].set(ylabel="latent changed")
     plt.show()
-print("a change of one latent moves the splats of every other view:", bool((talking > 0.0005).all()))
-print("PSNR falls by more than 2 dB when mixing is silenced:", scores["through 1,536 numbers"] - silent_psnr > 2)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("a change of one latent moves the splats of every other view:", bool((tables["trained"] > 0.0005).all()))
+print("PSNR falls by more than 2 dB when both are silenced:", quiet_psnr["trained"] - quiet_psnr["both silenced"] > 2)
 
 # %% [markdown]
-# **What to notice.** With mixing, what is said about the front moves the splats of the back as far as its own. Silenced, the
-# diagonal stands out: each view is decoded from its own latent, and what is left between views comes through the painted hull
-# (next section). PSNR falls by more than 2 dB, but that is no proof that mixing is *needed*: this network was trained with it. A
-# network trained without might do as well. `gsgen bench latents` trains it.
+# **What to notice.** Trained, a change of the front moves the back nearly as far as the front itself; other views move less,
+# but none stays. With only the mixing silenced the pattern is almost the same, since attention carries it, and yet 3 dB are
+# lost. With only the attention silenced little is lost. With both, the diagonal stands out: what is left between views comes
+# through the painted hull (next section). None of this proves that views *must* talk: this network was trained with both, and
+# one that was trained without might do as well. `gsgen bench latents` trains it.
 #
 # ## 4 · From paint to splats
 #
@@ -348,6 +376,12 @@ viz.compare(rows, SIDES, cell=1.5)
 # colour is lost in the first half. The splats are a little farther from the given views than the paint is. Each painted view
 # may say what it likes; splats must agree in one space.
 #
+# How was it trained? On the objects and views of notebook 05, four views encoded, five others beside them rendered:
+#
+# $$L = |\text{rgb} - \text{rgb}^*|^2 + |\alpha - \alpha^*|^2 + 0.05\,\text{LPIPS} + |p - \text{inputs}|^2 + 0.0005\,\mathrm{KL}$$
+#
+# with $p$ what was painted.
+#
 # ## 5 · What do latents know?
 #
 # Nobody told the encoder what a car is. Take the latents of toys, and find the directions in which the cells differ most
@@ -366,16 +400,16 @@ _, strength, directions = torch.linalg.svd(centred, full_matrices=False)
 share = strength**2 / (strength**2).sum()  # (6,)
 colors = centred @ directions[:3].T
 colors = (0.5 + colors / (5 * colors.std(0))).clamp(0, 1).reshape(len(latents), 4, 8, 8, 3)
-shown = [families.index(f) for f in families]
+print("shares of the variance:", ", ".join(f"{s:.2f}" for s in share.tolist()))
 first = [next(i for i, m in enumerate(toys.meta) if m["family"] == f) for f in families][:10]
 big = F.interpolate(colors[first, 0].movedim(-1, 1), scale_factor=8, mode="nearest").movedim(1, -1)
-print("no direction holds more than half of the variance:", bool(share.max() < 0.5))
 viz.compare({"toy": white(toys.images[first, 0].float() / 255), "latent": big}, [toys.meta[i]["family"] for i in first], cell=1.0)
 
 # %% [markdown]
-# **What to notice.** Background is grey. Insides are pink to orange, whatever their true colour. Rims have colours of their
-# own: one at the left, others at the right and below; look at the chair, the lamp, the cat. So the strongest directions say
-# where the outline runs in a cell, more than what the toy is or what colour it has. All six directions are used; none rules.
+# **What to notice.** Background is grey. Most insides are pink to orange, whatever their true colour (not the clock, nor the
+# boat's hull). Rims have colours of their own: one at the left, others at the right and below; look at the chair, the lamp, the
+# cat. So the strongest directions say where the outline runs in a cell, more than what the toy is or what colour it has. No
+# direction rules, and the weakest still holds a twelfth of the variance: all six numbers are used.
 #
 # A test with a number: guess a toy's family as the most frequent among the five nearest other toys, by distance of latents, and
 # of pixels. There are 14 families, so chance is 7 %. All toys stand in the same pose, which makes it easy for pixels. Predict
@@ -387,18 +421,21 @@ labels = [m["family"] for m in toys.meta]
 scaled = (latents - latents.mean((0, 1, 3, 4), keepdim=True)) / latents.std((0, 1, 3, 4), keepdim=True)
 known = {"latents": right_by_neighbours(scaled, labels),
          "pixels": right_by_neighbours(white(toys.images.float() / 255), labels)}
-for name, value in known.items():
-    print(f"{name}: far above chance: {value > 0.3}")
+print("; ".join(f"right from {name}: {value:.3f}" for name, value in known.items()))
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("both far above chance:", min(known.values()) > 0.3)
 print("latents within 0.05 of pixels, or better:", known["latents"] > known["pixels"] - 0.05)
 
 # %% [markdown]
-# **What to notice.** Both know nearly always, and that is the point: with 32 times fewer numbers nothing about the family was
-# lost. It is no sign of insight, either; pixels have none.
+# **What to notice.** Both know nearly always, two toys apart. So the family survived the bottleneck, with 32 times fewer
+# numbers. It is no sign of insight: pixels have none, and do as well here.
 #
 # And between two scenes? Walk straight from the latents of one object to those of another. Pixels would only fade. Predict what
 # latents do.
 
-# %% alt="Scenes between a minivan and an armchair in seven steps: blended latents above, blended pictures below"
+# %% alt="Scenes between a minivan and a couch in seven steps: blended latents above, blended pictures below"
 other = next(cases(test[test.ids.index("couch_01")]))
 with torch.no_grad():
     end = vae.encode(other[0][None].to(DEVICE), batch)[0]
@@ -408,11 +445,12 @@ viz.compare({"latents": torch.stack(walk), "pictures": torch.stack(fade)}, [f"{s
             cell=1.2)
 
 # %% [markdown]
-# **What to notice.** Pictures fade: two ghosts, one in the other. Latents change shape: the van grows pale, its cabin sinks, its
-# end fills. But halfway it is torn, and nobody would build it. A straight line between two scenes leaves the set of scenes.
-# To stay in it one must know where it is: that is what the next lesson trains.
+# **What to notice.** Pictures fade: two ghosts, one in the other. Latents change what is there: the van turns blue, its end
+# fills, and halfway it is torn, which nobody would build. (The couch is hard for this decoder; some of the debris is its own.)
+# A straight line between two scenes leaves the set of scenes. To stay in it one must know where it is: that is what the next
+# lesson trains.
 #
-# Play: which object, how many views, and the compression by noise. The strips above are static twins.
+# Play: which object, how many views (each adds 384 numbers), how much noise. The strips of sections 2 and 4 are static twins.
 
 # %%
 object_menu = widgets.Dropdown(options=[(m["name"], i) for i, m in enumerate(test.meta)], value=test.ids.index("minivan"),
@@ -471,7 +509,7 @@ check(nb06.exercise_1, kl_between)
 
 # %% exercise="2"
 def mean_of_others(x, views):
-    """x (B V, C, H, W), V neighbours belong together -> the same shape."""
+    """x (B V, C, H, W): the V views of the first object, then those of the next -> the same shape."""
     ### BEGIN SOLUTION
     y = x.unflatten(0, (-1, views))
     if views == 1:
@@ -485,8 +523,9 @@ check(nb06.exercise_2, mean_of_others)
 # %% [markdown]
 # ### Exercise 3 · Predict, then run (10 minutes)
 #
-# With f = 16 and the same six channels, a view of 64 × 64 pixels and 12 numbers is compressed (a) 256, (b) 512, (c) 1,024 times.
-# Set `prediction`; then run `compression(SplatVAEConfig(factor=16))` from `gsgen_lib.systems.splat_vae`. Evidence: its answer.
+# With f = 16 and the same six channels, a view of 64 × 64 pixels, 12 numbers for each, is compressed (a) 256, (b) 512, (c)
+# 1,024 times. Set `prediction`; then run `compression(SplatVAEConfig(factor=16))` from `gsgen_lib.systems.splat_vae`. Evidence:
+# its answer.
 
 # %% exercise="3"
 ### BEGIN SOLUTION
@@ -505,18 +544,18 @@ check(nb06.exercise_3, prediction)
 # %% [markdown]
 # ### Exercise 4 · Debug (15 minutes)
 #
-# Training with this sampler works, but the decoder gets far more noise than the encoder says, or far less. Remove the line with
+# Training with this sampler runs, and its loss falls. Yet whatever is in a batch is pushed the same way. Remove the line with
 # `raise` and the `#` in front of the line below it, and mend that line. Evidence: "passed".
 
 
 # %% exercise="4"
-def draw_latent(mu, logvar, noise):
-    """z of the cloud; noise is standard normal, all of one shape."""
+def draw_latent(mu, logvar, generator):
+    """mu, logvar (B, V, C, h, w) -> z of the same shape, a draw from each number's cloud."""
     ### BEGIN SOLUTION
-    return mu + (0.5 * logvar).exp() * noise
+    return mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator)
     ### STUB
     # raise NotImplementedError("exercise 4: remove this line and the # in front of the next one, and mend it")
-    # # return mu + logvar.exp() * noise
+    # # return mu + (0.5 * logvar).exp() * torch.randn(mu.shape[-2:], generator=generator)
     ### END SOLUTION
 
 
@@ -537,8 +576,8 @@ check(nb06.exercise_4, draw_latent)
 # | 128 times fewer numbers than the splats | section 1, counted |
 # | the scene survives | section 1; `gsgen bench latents`, f = 4, 8, 16 |
 # | without KL latents scatter and clouds shrink | section 2 |
-# | views must be mixed | section 3; `gsgen bench latents`, arm trained without |
-# | latents are meaningful | section 5 |
+# | views talk: this network uses it; is it needed? | section 3; `gsgen bench latents`, trained without |
+# | latents keep what a toy is | section 5 |
 #
 # ## References
 #
