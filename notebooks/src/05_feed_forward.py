@@ -51,7 +51,7 @@ from gsgen_lib.pretrained import load_or_train
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.feed_forward import most_opaque
+from gsgen_lib.systems.feed_forward import most_opaque, pixel_splats
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, score
 from gsgen_lib.systems.feed_forward_training import grid_warp, orbit_jitter
 from gsgen_lib.systems.fitting import FitConfig, fit
@@ -111,8 +111,8 @@ viz.compare(rows, [f"view {k}" for k in range(1, 9)], cell=1.1)
 # Colour and opacity are known already: those of the pixel. So a network for reconstruction need not invent Gaussians. It answers
 # one question for each pixel, *how deep?*, and corrects the rest.
 #
-# It must be told the rays. Three numbers for $o$ and three for $d$ would do, but $o$ is the same for a whole picture, and moving
-# it along the ray changes nothing. **Plücker coordinates** name the line itself: $(o \times d,\; d)$.
+# It must be told the rays. But $o$ may move along its ray and nothing changes. **Plücker coordinates** name the line itself:
+# $(o \times d,\; d)$.
 
 
 # %%
@@ -162,7 +162,7 @@ viz.compare({**{name: look(splats_at(depth, rgba, cameras), seen_from) for name,
 #
 # A gradient repairs this only from nearby. Two round splats of width σ at distance $D$ overlap like $e^{-D^2 / 4\sigma^2}$, so
 # the pull that brings one to the other goes like $D\,e^{-D^2 / 4\sigma^2}$: at 3σ it is a third of its largest value, at 6σ a
-# thousandth. So the start matters, and the start should be geometry, not a guess.
+# thousandth. So the start should be geometry, not a guess.
 #
 # ## 2 · Ask the other views
 #
@@ -287,22 +287,31 @@ viz.compare(rows, ["front", "right", "back", "left"], cell=1.4)
 # **What to notice.** Somewhere else. Both tokens read one empty corner of the front view more than anything, and beside it
 # places of other views that do not match theirs. Over all tokens, eight of 256 take more than half of the attention, and three
 # quarters of it leave the own view, just as if views made no difference. So this layer (the middle one; shown is the strongest
-# of its heads) carries a message for all, not matches between points. For matches the network has the sweep. An attention map
-# shows what a layer *reads*; it need not be what you would have looked at.
+# of its heads) carries a message for all, not matches between points; for those the network has the sweep.
 #
 # ## 4 · Read how you fail
 #
-# The network's 14 numbers for a pixel, `raw`, become a Gaussian like this ($t_0$: the hull's depth; `pixel_splats` in
-# `gsgen_lib.systems.feed_forward`):
-#
-# | numbers | Gaussian |
-# |---|---|
-# | 3, $a$ | mean $o + t_0 d + 0.5 \tanh a$; GRM: one number, $o + (t_0 + 0.5 \tanh a)\, d$ |
-# | 1, $b$ | opacity $\operatorname{sigmoid}(b + 8\,\alpha - 7)$ |
-# | 3, $c$ | scales $0.1 \operatorname{softplus}(c - 2.7)$ |
-# | 4, $q$ | quaternion $(1, 0, 0, 0) + q$, normalised |
-# | 3, $r$ | the pixel's colour $+\; 0.5 \tanh r$ |
-#
+# The network's 14 numbers for a pixel, `raw`, are corrections: at 0 the Gaussian sits at the hull's depth, `start`, with the
+# pixel's colour, a third of a pixel wide, nearly opaque where the pixel shows the object. (GRM's head has 12: one offset along
+# the ray instead of three.)
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def my_head(raw, color, alpha, origin, ray, start):
+    """raw (B, V, S, S, 14) -> means, scales, opacities, colors."""
+    a, b, c, q, r = raw.split((3, 1, 3, 4, 3), -1)  # offset, opacity, scales, quaternion, colour
+    means = origin + start * ray + 0.5 * torch.tanh(a)
+    return means, 0.1 * F.softplus(c - 2.7), torch.sigmoid(b + 8 * alpha - 7)[..., 0], color + 0.5 * torch.tanh(r)
+
+
+raw = torch.randn(1, 4, 64, 64, 14, generator=gen())
+pixels = (rgba[None, ..., :3], rgba[None, ..., 3:], origin[None], ray[None], depth)
+theirs = pixel_splats(raw, *pixels)
+for name, mine in zip(("means", "scales", "opacities", "colors"), my_head(raw, *pixels), strict=True):
+    cmp(name, mine.flatten(1, 3), getattr(theirs, name))
+
+# %% [markdown]
 # What should a splat be? That depends on the splats of the other views that will stand before it, and those are being decided
 # at the same time. A single look must guess. Optimisation does not guess: it renders, compares, and steps. So let the network
 # do that too. Render the scene into its own inputs, take the errors of colour and alpha, and the gradient $g$ of their squares
@@ -406,8 +415,8 @@ print(f"network: whole picture {of['psnr']:.1f} dB, box {of['box']:.1f} dB, over
 
 # %% [markdown]
 # **What to notice.** White alone gets 13 dB of the network's 24: most of a picture is background, and right for free. So look
-# at the box of the object too, printed above, some 5 dB lower. Two very different uses of the hull, voxels with averaged
-# colours and a splat for each pixel, end level: about 20 dB is what silhouettes are worth here. The network adds 4 dB.
+# at the box of the object too, printed above, some 5 dB lower. Both uses of the hull end level: about 20 dB is what silhouettes
+# are worth here. The network adds 4 dB.
 #
 # How long would *fitting* need to be as good? From the same four pictures, with the optimiser of notebook 01, which starts from
 # the visual hull as well. Two objects, chosen because they differ. Predict: which line will keep rising, and will more steps
