@@ -1,24 +1,16 @@
 """A few posed pictures become Gaussians in one pass of a network (LGM, GRM).
 
 Problem. Optimisation needs seconds to minutes for each object, and invents nothing. A network that has seen many objects
-predicts, for each pixel of each input view, one Gaussian on that pixel's ray:
+predicts, for each pixel of each input view, one Gaussian on that pixel's ray (`pixel_splats`):
 
-    t_0      = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view`
-    LGM      : mean = o + t_0 d + OFFSET tanh(a),           a (3)        "unet", attention across views at its coarse levels
-    GRM      : mean = o + (t_0 + OFFSET tanh(a)) d,         a (1)        "transformer", attention across views everywhere
-    opacity  = sigmoid(b + 8 alpha - 7),     scales = 0.1 softplus(c - 2.7),     quats = normalised (1, 0, 0, 0) + q
-    color    = input pixel + tanh(r) / 2
+    t_0   = where the ray enters the visual hull of the inputs' silhouettes             `nn.cross_view`
+    raw   = network(pictures, rays, hull and sweep)            LGM, "unet": attention across views at its coarse levels
+                                                               GRM, "transformer": attention across views everywhere
+    raw  += correct(how its scene fails at the inputs)         `passes` times, `pixel_splats.corrected`
 
-A pixel that shows background starts transparent, one that shows the object at opacity 0.73 and a third of a pixel wide (the
-rasterizer adds half a pixel to every splat), with its own colour: the untrained network is already a crude reconstruction. What
-is learned are corrections. With `geometry=False` the network sees pictures and rays only and starts at the middle of each ray:
-the comparison that shows what the hull and the sweep are worth.
-
-One look is not enough: what a splat should be depends on the splats of other views that stand before it. So the scene is
-rendered into the inputs, and a second, small network reads how it fails there, `passes` times:
-
-    g     = d/d raw of |rgb - inputs|^2 + |alpha - inputs' alpha|^2                 raw: all of a, b, c, q, r above
-    raw  += correct(hidden, errors, sign(g) log(1 + |g| / rms(g)), raw)             a step of gradient descent, learned
+A pixel that shows background starts transparent, one that shows the object nearly opaque, with its own colour: the untrained
+network is already a crude reconstruction. With `geometry=False` the network sees pictures and rays only and starts at the middle
+of each ray: the comparison that shows what the hull and the sweep are worth.
 
 Loss, over inputs and novel views, on white (LGM section 3.3), of the last scene, and, without LPIPS, `FIRST` times that of the
 scene before any correction:
@@ -27,9 +19,8 @@ scene before any correction:
 
 Only the most opaque Gaussians of an object are rendered, `budget` times its views: most pixels show background.
 
-Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3; corrections from gradients: G3R (2409.19405) section 3, without
-gradients: ReSplat (2510.08575). Scaled here to 64 pixels, 3.6 M parameters and 2 cores; added: the hull and the sweep. Taught in
-notebook 05.
+Sources: LGM (2402.05054) section 3; GRM (2403.14621) section 3. Scaled here to 64 pixels, 3.6 M parameters and 2 cores; added:
+the hull, the sweep and the corrections. Taught in notebook 05.
 """
 
 from __future__ import annotations
@@ -44,17 +35,16 @@ from torch import Tensor, nn
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.nn.cross_view import AWAY, hull_features
-from gsgen_lib.nn.multiview import MultiViewUNet, ResBlock, attend
+from gsgen_lib.nn.multiview import MultiViewUNet, attend
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
+from gsgen_lib.systems.pixel_splats import HIDDEN, corrected, correction_layers, pixel_splats
 
 BACKBONES = ("unet", "transformer")
-OFFSET = 0.5
 FIRST = 0.3
-WIDTH = -2.7  # 0.1 softplus(-2.7) = 0.0065; a pixel of 64 is 0.02 wide at distance 1.8 under 40 degrees
 
 
 @dataclass(frozen=True)
@@ -101,18 +91,16 @@ class FeedForward(nn.Module):
         self.config = c = config
         extra = 2 * c.depths + 1 if c.geometry else 0  # at half size
         if c.backbone == "unet":
-            self.network = MultiViewUNet(40 + extra, 64, c.widths, (False, False, True), 1)
+            self.network = MultiViewUNet(40 + extra, HIDDEN, c.widths, (False, False, True), 1)
         else:
-            self.network = Transformer(40 + extra, 64, c)
+            self.network = Transformer(40 + extra, HIDDEN, c)
         numbers = 14 if c.backbone == "unet" else 12
         self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, numbers, 3, 1, 1))
         if c.passes:
-            self.correct = nn.Sequential(nn.Conv2d(64 + 4 * (4 + 2 * numbers), 48, 1), ResBlock(48, 48))
-            self.change, self.remember = nn.Conv2d(48, 4 * numbers, 3, 1, 1), nn.Conv2d(48, 64, 1)
-        with torch.no_grad():  # the untrained network's corrections are small
-            for last in (self.fine[-1], *([self.change] if c.passes else [])):
-                last.weight.mul_(0.1)
-                last.bias.zero_()
+            self.correct, self.change, self.remember = correction_layers(numbers)
+        with torch.no_grad():  # the untrained network changes little
+            self.fine[-1].weight.mul_(0.1)
+            self.fine[-1].bias.zero_()
 
     def forward(self, rgba: Tensor, cameras: Cameras, every: bool = False) -> Gaussians | list[Gaussians]:
         """rgba (B, V, S, S, 4) straight alpha in [0, 1]; cameras of batch (B,), V views -> V S^2 Gaussians each, batch (B,).
@@ -135,25 +123,9 @@ class FeedForward(nn.Module):
         alpha = rgba[..., 3:]
         own = torch.where(alpha > 0, rgba[..., :3], 1.0)  # a pixel at the rim has the object's colour, not one mixed with white
         pixels = (own, alpha, origin, ray, start)
-        scenes = [pixel_splats(raw, *pixels)]
-        for _ in range(self.config.passes):
-            failing = F.pixel_unshuffle(self.failing(raw, pixels, rgba, cameras).flatten(0, 1).movedim(-1, 1), 2)
-            found = self.correct(torch.cat([hidden, failing], 1))
-            hidden = hidden + self.remember(found)
-            raw = raw + F.pixel_shuffle(self.change(found), 2).float().movedim(1, -1).unflatten(0, (b, v))
-            scenes.append(pixel_splats(raw, *pixels))
+        layers = (self.correct, self.change, self.remember) if self.config.passes else ()
+        scenes = [pixel_splats(r, *pixels) for r in corrected(layers, self.config.passes, hidden, raw, pixels, rgba, cameras)]
         return scenes if every else scenes[-1]
-
-    def failing(self, raw: Tensor, pixels: tuple[Tensor, ...], rgba: Tensor, cameras: Cameras) -> Tensor:
-        """How the scene of raw (B, V, S, S, C) fails at its own inputs, without gradient: (B, V, S, S, 4 + 2 C): errors of colour
-        and alpha, the compressed gradient of their squares by raw, and raw."""
-        with torch.enable_grad(), torch.autocast(rgba.device.type, enabled=False):
-            raw = raw.detach().requires_grad_()
-            out = rasterize(pixel_splats(raw, *(x.detach() for x in pixels)), cameras, (1.0, 1.0, 1.0), check=False)
-            errors = torch.cat([on_background(rgba, torch.ones(3)) - out.rgb, rgba[..., 3:] - out.alpha], -1)
-            (g,) = torch.autograd.grad(errors.square().sum(), raw)
-        g = g / (g.square().mean((2, 3), keepdim=True).sqrt() + 1e-6)  # rms over the pixels of a view, for each number
-        return torch.cat([4 * errors.detach(), g.sign() * torch.log1p(g.abs()), raw.detach()], -1)
 
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
@@ -178,24 +150,6 @@ def pictures_with_rays(rgba: Tensor, cameras: Cameras) -> Tensor:
     """
     read = torch.cat([2 * on_background(rgba, torch.ones(3)) - 1, 2 * rgba[..., 3:] - 1, cameras.plucker()], -1)
     return read.flatten(0, 1).movedim(-1, 1)
-
-
-def pixel_splats(raw: Tensor, rgb: Tensor, alpha: Tensor, origin: Tensor, ray: Tensor, start: Tensor) -> Gaussians:
-    """The equations of the header: one Gaussian for each pixel of each view.
-
-    raw (B, V, S, S, 14): offset 3, opacity 1, scales 3, quaternion 4, colour 3; or 12, where the offset is one number along the
-    ray; rgb and alpha (B, V, S, S, 3 and 1) of the pixels; origin, ray (B, V, S, S, 3); start (B, V, S, S, 1) along the ray.
-
-    >>> zero = torch.zeros(1, 2, 4, 4, 14)
-    >>> pixel_splats(zero, zero[..., :3], zero[..., :1], zero[..., :3], zero[..., :3], zero[..., :1]).num
-    32
-    """
-    a, o, c, q, r = raw.split((raw.shape[-1] - 11, 1, 3, 4, 3), -1)
-    means = origin + start * ray + OFFSET * torch.tanh(a) * (1 if a.shape[-1] == 3 else ray)
-    opacities = torch.sigmoid(o + 8 * alpha - 7)[..., 0]
-    quats = F.normalize(q + q.new_tensor([1.0, 0, 0, 0]), dim=-1)
-    parts = (means, quats, 0.1 * F.softplus(c + WIDTH), opacities, rgb + 0.5 * torch.tanh(r))
-    return Gaussians(*(part.flatten(1, 3) for part in parts))
 
 
 class Transformer(nn.Module):

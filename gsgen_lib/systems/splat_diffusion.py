@@ -260,16 +260,17 @@ class SplatDiffusion:
 def load_splat_diffusion(name: str | Path = "splat_diffusion", device: str = "cpu") -> SplatDiffusion:
     """The shipped sampler, or the denoiser in a folder, with the autoencoder that its card names and the prior's text encoder.
 
-    Raises what `pretrained.load_network` raises, and ValueError where that autoencoder is not the one it was trained with.
+    Raises what `pretrained.load_network` raises, and ValueError where that autoencoder's encoder is not the one whose latents
+    it learned.
     """
     from gsgen_lib.systems.prior import load_prior
-    from gsgen_lib.systems.splat_vae import load_splat_vae
+    from gsgen_lib.systems.splat_vae import encoder_digest, load_splat_vae
 
     denoiser = pretrained.load_network(name, SplatDenoiser, SplatDiffusionConfig, device)
     card = pretrained.read_card(pretrained.checked_folder(name))
-    vae = pretrained.checked_folder(card.get("autoencoder", "splat_vae_8"))
-    digest = pretrained.read_card(vae)["sha256"]["model.safetensors"]
-    if card.get("autoencoder_sha256") != digest:
-        raise ValueError(f"{vae}: sha256 of its weights is {digest[:12]}..., but {name} learned with "
-                         f"{str(card.get('autoencoder_sha256'))[:12]}...")
-    return SplatDiffusion(load_splat_vae(vae, device), denoiser, load_prior(device=device).encode_prompt)
+    vae = load_splat_vae(card.get("autoencoder", "splat_vae_8"), device)
+    digest = encoder_digest(vae)
+    if card.get("encoder_sha256") != digest:
+        raise ValueError(f"{card.get('autoencoder')}: sha256 of its encoder is {digest[:12]}..., but {name} learned with "
+                         f"{str(card.get('encoder_sha256'))[:12]}...")
+    return SplatDiffusion(vae, denoiser, load_prior(device=device).encode_prompt)

@@ -37,7 +37,7 @@ from gsgen_lib.systems.splat_diffusion import (
     diffusion_loss,
     scene_cameras,
 )
-from gsgen_lib.systems.splat_vae import SplatVAE, load_splat_vae
+from gsgen_lib.systems.splat_vae import SplatVAE, encoder_digest, load_splat_vae
 from gsgen_lib.training import TrainConfig, seeded, train
 
 TOY_SEED = 7_000_000
@@ -181,7 +181,7 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     p, out = PRESETS[preset], Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
     prediction = "x0" if regression else prediction
     vae, prior = load_splat_vae(autoencoder), load_prior()
-    digest = pretrained.read_card(pretrained.checked_folder(autoencoder))["sha256"]["model.safetensors"]
+    digest = encoder_digest(vae)
     vae.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
     found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
     v = vae.config
@@ -210,7 +210,7 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
         "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,
         "command": f"gsgen train diffusion --preset {preset}{options(said)}{' --regression' if regression else ''}",
         "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
-        "autoencoder": autoencoder, "autoencoder_sha256": digest})
+        "autoencoder": autoencoder, "encoder_sha256": digest})
 
 
 def _copy(model: SplatDenoiser) -> SplatDenoiser:

@@ -17,17 +17,21 @@ The decoder sees no pixel and no silhouette of the inputs, only latents. So it f
 
     paint (V, S, S, 4) = first half of the decoder(z),        start = where a pixel's ray enters the hull of the painted alphas
 
-and then asks of them what `FeedForward` asks of its inputs: the plane sweep and the hull. With `geometry=False` neither encoder
-nor decoder asks, and rays start at their middles: the comparison that shows what this is worth.
+and then asks of them what `FeedForward` asks of its inputs: the plane sweep and the hull, and, `passes` times, how the scene
+fails to render to what was painted (`pixel_splats.corrected`). With `geometry=False` neither encoder nor decoder asks for a
+hull, and rays start at their middles: the comparison that shows what this is worth.
 
     L = |rgb - rgb*|^2 + |alpha - alpha*|^2 + `weight_lpips` LPIPS                  rendered, inputs and other views
       + `weight_paint` |paint - inputs|^2 + `weight_kl` KL( N(mu, sigma^2) | N(0, 1) )
+
+and, where there are passes, `FIRST` times the first line, without LPIPS, for the scene before them.
 
 Taught in notebook 06. Source: 2406.13099, sections 3.1 and 3.2. Also ours: the alpha term, and attention at the coarsest level.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,14 +47,15 @@ from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock, start_lin
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.feed_forward import most_opaque, picture_loss, pictures_with_rays, pixel_splats
+from gsgen_lib.systems.feed_forward import FIRST, most_opaque, picture_loss, pictures_with_rays
+from gsgen_lib.systems.pixel_splats import HIDDEN, corrected, correction_layers, pixel_splats
 
 
 @dataclass(frozen=True)
 class SplatVAEConfig:
     """size: pixels of the pictures; factor: f, 4, 8 or 16; latent: channels; widths: channels at size / 2, / 4, / 8, / 16; mix:
-    mix the views; geometry: hull and sweep, with `depths` points on each ray; weights: of the loss; budget: Gaussians rendered,
-    times views."""
+    mix the views; geometry: hull and sweep, with `depths` points on each ray; passes: corrections of the decoded scene;
+    weights: of the loss; budget: Gaussians rendered, times views."""
 
     size: int = 64
     factor: int = 8
@@ -59,6 +64,7 @@ class SplatVAEConfig:
     mix: bool = True
     geometry: bool = True
     depths: int = 24
+    passes: int = 0
     weight_kl: float = 5e-4
     weight_lpips: float = 0.05
     weight_paint: float = 1.0
@@ -147,17 +153,19 @@ class SplatVAE(nn.Module):
         self.paint = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 4 * 4, 3, 1, 1))
         self.ask = nn.Conv2d(fine + 4 * 6 + extra, fine, 3, 1, 1)
         self.last = nn.ModuleList([Level(fine, fine, config.mix), Level(fine, fine, config.mix)])
-        self.leave = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 4 * 16, 3, 1, 1))
+        self.leave = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, HIDDEN, 3, 1, 1))
         self.fine = nn.Sequential(nn.Conv2d(16 + 11, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 12, 3, 1, 1))
         start_linear(self)
+        if config.passes:
+            self.correct, self.change, self.remember = correction_layers(12)
         with torch.no_grad():  # as in FeedForward: the untrained corrections are small
             self.fine[-1].weight.mul_(0.1)
             self.fine[-1].bias.zero_()
 
-    def forward(self, rgba: Tensor, cameras: Cameras, noise: Tensor) -> tuple[Gaussians, Tensor, Tensor, Tensor]:
-        """One step of training: scenes, paint, mu, logvar; noise (B, V, latent, S / f, S / f) standard normal."""
+    def forward(self, rgba: Tensor, cameras: Cameras, noise: Tensor) -> tuple[list[Gaussians], Tensor, Tensor, Tensor]:
+        """One step of training: scenes after 0, 1, ... passes, paint, mu, logvar; noise, like mu, standard normal."""
         mu, logvar = self.encode(rgba, cameras)
-        return *self.decode(mu + (0.5 * logvar).exp() * noise, cameras), mu, logvar
+        return *self.decode(mu + (0.5 * logvar).exp() * noise, cameras, True), mu, logvar
 
     def encode(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4), straight alpha in
@@ -174,9 +182,9 @@ class SplatVAE(nn.Module):
         mu, logvar = self.moments(self.down_end(x, v)).float().unflatten(0, (b, v)).chunk(2, 2)
         return mu, logvar.clamp(-20, 10)
 
-    def decode(self, z: Tensor, cameras: Cameras) -> tuple[Gaussians, Tensor]:
+    def decode(self, z: Tensor, cameras: Cameras, every: bool = False) -> tuple[Gaussians | list[Gaussians], Tensor]:
         """V S^2 Gaussians per object of latents (B, V, latent, S / f, S / f), batch (B,), and what was painted on the way (B, V,
-        S, S, 4) in [0, 1]."""
+        S, S, 4) in [0, 1]. every: the scenes after 0, 1, ... passes, instead of the last alone."""
         b, v = z.shape[:2]
         s, f = self.config.size, self.config.factor
         with torch.autocast(z.device.type, enabled=False):
@@ -197,9 +205,14 @@ class SplatVAE(nn.Module):
         for layer in self.last:
             x = layer(x, v)
         seen = torch.cat([2 * painted - 1, start - AWAY], -1).flatten(0, 1).movedim(-1, 1)  # (B V, 5, S, S)
-        raw = self.fine(torch.cat([F.pixel_shuffle(self.leave(x), 2), plucker, seen], 1)).float()
+        hidden = self.leave(x)  # (B V, HIDDEN, S / 2, S / 2)
+        raw = self.fine(torch.cat([F.pixel_shuffle(hidden, 2), plucker, seen], 1)).float()
         raw = raw.movedim(1, -1).unflatten(0, (b, v))  # (B, V, S, S, 12)
-        return pixel_splats(raw, painted[..., :3], painted[..., 3:], origin, ray, start), painted
+        pixels = (painted[..., :3], painted[..., 3:], origin, ray, start)
+        layers = (self.correct, self.change, self.remember) if self.config.passes else ()
+        raws = corrected(layers, self.config.passes, hidden, raw, pixels, painted.detach(), cameras)
+        scenes = [pixel_splats(r, *pixels) for r in (raws if every else raws[-1:])]
+        return (scenes if every else scenes[0]), painted
 
     def splats(self, z: Tensor, cameras: Cameras) -> Gaussians:
         """The Gaussians of `decode` that are rendered in training, the most opaque, `budget` times views; colours in [0, 1]."""
@@ -224,7 +237,10 @@ def vae_loss(model, config: SplatVAEConfig, truth: Tensor, cameras: Cameras, cou
     cells = config.size // config.factor
     noise = torch.randn(len(truth), count, config.latent, cells, cells, generator=generator).to(truth)
     scenes, painted, mu, logvar = model(given, there, noise)
-    out = picture_loss(most_opaque(scenes, config.budget * count), truth, cameras, count, config.weight_lpips)
+    first, last = (most_opaque(scene, config.budget * count) for scene in (scenes[0], scenes[-1]))
+    out = picture_loss(last, truth, cameras, count, config.weight_lpips)
+    if len(scenes) > 1:
+        out["loss"] = out["loss"] + FIRST * picture_loss(first, truth, cameras, count, 0.0)["loss"]
     white, alpha = torch.ones(3), given[..., 3:]
     paint = (on_background(painted, white) - on_background(given, white)).square().mean()
     paint = paint + (painted[..., 3:] - alpha).square().mean()
@@ -250,6 +266,28 @@ def compression(config: SplatVAEConfig) -> dict[str, float]:
     """
     kept = config.latent / config.factor**2
     return {"splats": 12 / kept, "pictures": 3 / kept}
+
+
+def encoder(vae: SplatVAE) -> list[nn.Module]:
+    """The parts that `encode` uses: latents depend on these alone."""
+    parts = (vae.enter, vae.down, vae.down_talk, vae.down_end, vae.moments)
+    return [part for part in parts if part is not None]
+
+
+def encoder_digest(vae: SplatVAE) -> str:
+    """SHA-256 of the encoder's weights, in half precision as they ship.
+
+    >>> vae = SplatVAE(SplatVAEConfig(size=16, widths=(8, 16, 16, 16), depths=4))
+    >>> before = encoder_digest(vae)
+    >>> _ = vae.begin.weight.data.fill_(0)  # of the decoder
+    >>> encoder_digest(vae) == before
+    True
+    """
+    found = hashlib.sha256()
+    for part in encoder(vae):
+        for weight in part.state_dict().values():
+            found.update(weight.to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def load_splat_vae(name: str | Path = "splat_vae_8", device: str = "cpu") -> SplatVAE:

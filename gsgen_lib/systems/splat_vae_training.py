@@ -8,6 +8,7 @@ there. Taught in notebook 06. Source: 2406.13099 section 3.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.autoencoder_training import grid
 from gsgen_lib.systems.feed_forward_training import batches, options, training_objects
-from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, vae_loss
+from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, encoder, load_splat_vae, vae_loss
 from gsgen_lib.training import TrainConfig, seeded, train
 
 PRESETS = {
@@ -32,20 +33,24 @@ PRESETS = {
 
 
 def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu", steps: int | None = None, mix: bool = True,
-                    geometry: bool = True, latent: int | None = None, weight_kl: float = 5e-4, seed: int = 0,
-                    minutes: float | None = None, device: str | None = None) -> dict:
+                    geometry: bool = True, latent: int | None = None, weight_kl: float = 5e-4, decoder_of: str | None = None,
+                    passes: int = 0, seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
     """Train one autoencoder; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_vae_F if not given; a training that was interrupted goes on. mix, geometry, weight_kl: the comparisons
-    of notebook 06; latent: channels, 6 if not given.
+    of notebook 06; latent: channels, 6 if not given; decoder_of: a shipped autoencoder or a folder with one, of the same options,
+    fewer passes excepted, whose decoder is trained on while its encoder, and so its latents, stay; passes: corrections of what is
+    decoded.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p, out = PRESETS[preset], Path(out or f"runs/splat_vae_{factor}")
     more = {} if latent is None else {"latent": latent}
-    config = SplatVAEConfig(factor=factor, mix=mix, geometry=geometry, weight_kl=weight_kl, **p["model"], **more)
+    config = SplatVAEConfig(factor=factor, mix=mix, geometry=geometry, weight_kl=weight_kl, passes=passes, **p["model"], **more)
     real, toys = training_objects(p, config.size, seed, out.parent)
-    model = seeded(lambda: SplatVAE(config), seed)
+    model, before = seeded(lambda: SplatVAE(config), seed), {}
+    if decoder_of is not None:
+        before = go_on_with(model, decoder_of)
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, _, _, count = data
@@ -57,11 +62,25 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     if result.step < plan.steps:
         print(f"vae {factor}: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    said = {"steps": steps, "latent": latent, "weight_kl": None if weight_kl == 5e-4 else weight_kl, "seed": seed or None}
+    said = {"steps": steps, "latent": latent, "weight_kl": None if weight_kl == 5e-4 else weight_kl, "decoder-of": decoder_of,
+            "passes": passes or None, "seed": seed or None}
     flags = f"{'' if mix else ' --no-mix'}{'' if geometry else ' --no-geometry'}"
-    return pretrained.save_network(model, out / "model", {
-        "name": f"splat_vae_{factor}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
+    hours = round(result.seconds / 3600 + before.get("hours", 0), 2)  # in all
+    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
+        "name": f"splat_vae_{factor}", "seed": seed, "hours": hours, "steps": result.step,
         "command": f"gsgen train vae --factor {factor} --preset {preset}{options(said)}{flags}", "loss": result.log[-1]["loss"]})
+
+
+def go_on_with(model: SplatVAE, name: str) -> dict:
+    """The weights of another autoencoder for the model, whose encoder will not learn; what its card says of its training.
+    ValueError where options differ; it may have fewer passes: ours start anew if it has none."""
+    other, card = load_splat_vae(name), pretrained.read_card(pretrained.checked_folder(name))
+    if replace(other.config, passes=model.config.passes) != model.config or other.config.passes > model.config.passes:
+        raise ValueError(f"decoder_of: got an autoencoder of {other.config}, wanted {model.config}")
+    model.load_state_dict(model.state_dict() | other.state_dict())
+    for part in encoder(model):
+        part.requires_grad_(False)
+    return {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
 
 
 def sheet_of(views: ViewSet, config: SplatVAEConfig):

@@ -20,7 +20,6 @@ from gsgen_lib.systems.feed_forward import (
     FeedForwardConfig,
     load_feed_forward,
     most_opaque,
-    pixel_splats,
     reconstruction_loss,
 )
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, front_views
@@ -33,6 +32,7 @@ from gsgen_lib.systems.feed_forward_training import (
     smaller,
     train_feed_forward,
 )
+from gsgen_lib.systems.pixel_splats import failing, pixel_splats
 from gsgen_lib.training import seeded
 
 SMALL = dict(size=32, widths=(16, 16, 24), width=48, layers=2, heads=4, depths=12)
@@ -102,7 +102,7 @@ def test_corrections_follow_the_equations(given):
 
 def test_what_fails_is_the_error_and_its_slope(given):
     """Errors against a render made here; gradients, before their compression, against differences of the summed squares."""
-    model, rgba, cameras = network(), given.images[:, :4], given.cameras[:4]
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
     origin, ray = cameras.rays()
     pixels = (rgba[..., :3], rgba[..., 3:], origin, ray, -(origin * ray).sum(-1, keepdim=True))
     raw = 0.3 * torch.randn(2, 4, 32, 32, 14, generator=gen())
@@ -113,7 +113,7 @@ def test_what_fails_is_the_error_and_its_slope(given):
         return torch.cat([white - out.rgb, rgba[..., 3:] - out.alpha], -1)
 
     with torch.no_grad():  # as in use: the gradient is taken all the same
-        found = model.failing(raw, pixels, rgba, cameras)
+        found = failing(raw, pixels, rgba, cameras)
     assert found.shape[-1] == 4 + 28 and not found.requires_grad
     torch.testing.assert_close(found[..., :4], 4 * errors(raw), atol=1e-5, rtol=0)
     torch.testing.assert_close(found[..., 18:], raw)

@@ -19,6 +19,7 @@ from gsgen_lib.systems.splat_vae import (
     SplatVAE,
     SplatVAEConfig,
     compression,
+    encoder_digest,
     kl_to_normal,
     load_splat_vae,
     vae_loss,
@@ -72,6 +73,47 @@ def test_any_number_of_views_and_the_compression_is_that_of_the_tensors(factor, 
     told = compression(model.config)
     assert told["splats"] == pytest.approx(2 * scenes.num * 12 / mu.numel())
     assert told["pictures"] == pytest.approx(rgba[..., :3].numel() / mu.numel())
+
+
+def test_corrections_read_the_paint_and_only_the_latents_decide(given):
+    """Passes render to what was painted: their scenes come nearer to it when the layers do nothing but a step down the slope."""
+    rgba, cameras = given.images[:, :4], given.cameras[:4]
+    model = awake(network(passes=2))
+    mu, logvar = model.encode(rgba, cameras)
+    scenes, painted = model.decode(mu, cameras, every=True)
+    assert len(scenes) == 3 and not torch.equal(scenes[0].means, scenes[2].means)
+    assert torch.equal(model.decode(mu, cameras)[0].means, scenes[2].means)
+    with torch.no_grad():  # 4 errors of 4 pixels come first, then 12 slopes of 4 pixels: the channels of pixel_unshuffle
+        model.correct = torch.nn.Identity()
+        model.remember = torch.nn.Conv2d(64 + 4 * 28, 64, 1)
+        model.change = torch.nn.Conv2d(64 + 4 * 28, 48, 1)
+        for layer in (model.remember, model.change):
+            layer.weight.zero_(), layer.bias.zero_()
+        for k in range(48):
+            model.change.weight[k, 64 + 16 + k] = -0.02
+        scenes, painted = model.decode(mu, cameras, every=True)
+    white = painted[..., :3] * painted[..., 3:] + 1 - painted[..., 3:]
+    off = [(rasterize(s, cameras, (1.0, 1.0, 1.0)).rgb - white).square().mean().item() for s in scenes]
+    assert off[1] < off[0] and off[2] < off[1]
+    with pytest.raises(ValueError, match="config.passes: got -1, wanted a whole number >= 0"):
+        SplatVAEConfig(passes=-1)
+
+
+def test_a_decoder_goes_on_alone(tmp_path):
+    """Its encoder stays to the bit, its decoder learns, corrections are new, and the card says where it began."""
+    run = dict(preset="tiny", device="cpu")
+    first = train_splat_vae(tmp_path / "first", **run)
+    card = train_splat_vae(tmp_path / "on", decoder_of=str(tmp_path / "first" / "model"), passes=2, steps=3, **run)
+    old, new = (load_splat_vae(tmp_path / name / "model") for name in ("first", "on"))
+    assert encoder_digest(old) == encoder_digest(new) and not torch.equal(old.fine[0].weight, new.fine[0].weight)
+    assert new.config.passes == 2 and "--passes 2" in card["command"] and card["start"]["sha256"] == first["sha256"]
+    fresh = seeded(lambda: SplatVAE(new.config), 0)
+    assert not torch.equal(fresh.change.weight.half().float(), new.change.weight)
+    for wrong, message in (({"mix": False}, "decoder_of: got an autoencoder"), ({"latent": 4}, "decoder_of: got an autoencoder")):
+        with pytest.raises(ValueError, match=message):
+            train_splat_vae(tmp_path / "no", decoder_of=str(tmp_path / "first" / "model"), **wrong, **run)
+    with pytest.raises(ValueError, match="decoder_of: got an autoencoder"):
+        train_splat_vae(tmp_path / "no", decoder_of=str(tmp_path / "on" / "model"), **run)
 
 
 def test_kl_equals_that_of_torch():
