@@ -75,8 +75,10 @@ def go_on_with(model: SplatVAE, name: str) -> dict:
     """The weights of another autoencoder for the model, whose encoder will not learn; what its card says of its training.
     ValueError where options differ; it may have fewer passes: ours start anew if it has none."""
     other, card = load_splat_vae(name), pretrained.read_card(pretrained.checked_folder(name))
-    if replace(other.config, passes=model.config.passes) != model.config or other.config.passes > model.config.passes:
-        raise ValueError(f"decoder_of: got an autoencoder of {other.config}, wanted {model.config}")
+    c = model.config
+    same = replace(other.config, passes=c.passes, widths=c.widths) == c and other.config.channels == c.channels
+    if not same or other.config.passes > c.passes:
+        raise ValueError(f"decoder_of: got an autoencoder of {other.config}, wanted {c}")
     model.load_state_dict(model.state_dict() | other.state_dict())
     for part in encoder(model):
         part.requires_grad_(False)
