@@ -119,15 +119,16 @@ def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
 
 def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: TrainConfig, folder: str | Path,
           sheet: Callable | None = None, minutes: float | None = None, device: str | None = None,
-          progress: bool = True) -> TrainResult:
+          progress: bool = True, facts: dict | None = None) -> TrainResult:
     """Train `model` in place, resuming from `folder`/checkpoint.pt if there is one; it ends holding the average.
 
     loss_fn(model, batch, generator) -> scalar Tensor, or {"loss": scalar, name: number to log, ...};
     draw_batch(generator) -> anything; its tensors are moved to the device;
     sheet(model) -> (H, W, 3) picture in [0, 1], saved as samples_STEP.png beside each checkpoint, drawn with the
-    averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU.
+    averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU; facts: what
+    else decides what is learned (options of the network, of the loss), kept in the checkpoint.
     Writes checkpoint.pt and log.jsonl (which `viz.training_curves` draws). Raises ValueError for a checkpoint of
-    another configuration or network, and FloatingPointError when the loss is not finite.
+    another configuration, other facts, another network or more steps, and FloatingPointError when the loss is not finite.
 
     >>> import tempfile
     >>> line = nn.Linear(1, 1)
@@ -143,6 +144,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     from accelerate.utils import send_to_device
     from tqdm import tqdm
 
+    if device not in (None, "cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device!r}, wanted cpu, cuda where there is a GPU, or None for what there is")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of the first training would stay
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
@@ -154,14 +157,14 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     model = accelerator.unwrap_model(prepared)
     ema, log, first, spent = EMA(model, config.ema_decay), [], 0, 0.0
     if (folder / "checkpoint.pt").is_file():
-        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config)
+        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config, facts or {})
     started, step, since = time.perf_counter(), first, []
 
     def checkpoint() -> None:
         if not accelerator.is_main_process:
             return
         seconds = spent + time.perf_counter() - started
-        _save(folder, step, seconds, model, ema, optimizer, config, log)
+        _save(folder, step, seconds, model, ema, optimizer, config, log, facts or {})
         if sheet is not None:
             with ema.applied(model):
                 model.eval()
@@ -248,25 +251,29 @@ def load_state(path: Path, names: tuple[str, ...]) -> dict:
     return state
 
 
-def _save(folder, step, seconds, model, ema, optimizer, config, log) -> None:
+def _save(folder, step, seconds, model, ema, optimizer, config, log, facts) -> None:
     """One file, renamed into place, so that an interruption leaves the last whole checkpoint."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "ema": ema.state_dict(),
-             "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log}
+             "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log, "facts": facts}
     save_state(folder / "checkpoint.pt", state)
     text = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "log.part").write_text(text, encoding="utf-8")
     os.replace(folder / "log.part", folder / "log.jsonl")
 
 
-def _resume(path: Path, model, ema, optimizer, config) -> tuple[int, float, list]:
+def _resume(path: Path, model, ema, optimizer, config, facts: dict) -> tuple[int, float, list]:
     """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log)."""
     state = load_state(path, ("config", "step", "seconds", "model", "ema", "optimizer", "log"))
     saved, step = state["config"], state["step"]
     kinds = {"config": dict, "step": int, "seconds": float | int, "model": dict, "ema": dict, "optimizer": dict, "log": list}
-    wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)] or ["step"] * (step < 0)
+    wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)]
+    wrong = wrong or ["step"] * (step < 0) or ["seconds"] * (not math.isfinite(state["seconds"]))
     if wrong:
         raise ValueError(f"{path}: damaged ({wrong[0]} is {state[wrong[0]]!r:.40}); delete it to start again")
-    wanted = asdict(config)
+    if step > config.steps:
+        raise ValueError(f"{path}: has taken {step} steps, wanted {config.steps}; take another folder or delete the checkpoint")
+    wanted = asdict(config) | facts
+    saved = saved | state.get("facts", facts)  # checkpoints from before facts were kept have none
     different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
     if different:
         name = different[0]

@@ -20,7 +20,7 @@ Taught in notebook 05. Source: LGM (2402.05054).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -169,7 +169,8 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     p, out = PRESETS[preset], Path(out or f"runs/feedforward_{backbone}")
     more = {} if passes is None else {"passes": passes}
     config = FeedForwardConfig(backbone=backbone, geometry=geometry, **p["model"] | more)
-    real, toys = training_objects(p, config.size, seed, out.parent)
+    plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=200, weight_decay=0.05, ema_decay=0.999,
+                       checkpoint_every=250, seed=seed, precision="bf16")
     model, before = seeded(lambda: FeedForward(config), seed), {}
     if start is not None:
         other, card = load_feed_forward(start), pretrained.read_card(pretrained.checked_folder(start))
@@ -179,15 +180,17 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
         model.load_state_dict(other.state_dict())
         before = {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
 
+    real, toys = training_objects(p, config.size, seed, out.parent)
+
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, inputs, turned, count = data
         cameras = Cameras(viewmats, Ks, config.size, config.size)
         given = Cameras(turned, Ks[:, :count], config.size, config.size)
         return reconstruction_loss(network, config, rgba, cameras, inputs, given)
 
-    plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=200, weight_decay=0.05, ema_decay=0.999,
-                       checkpoint_every=250, seed=seed, precision="bf16")
-    result = train(model, loss_fn, batches([real, toys], p["batch"], augment), plan, out, sheet_of(real, config), minutes, device)
+    facts = {"network": asdict(config), "augment": augment, "start": before.get("sha256")}
+    result = train(model, loss_fn, batches([real, toys], p["batch"], augment), plan, out, sheet_of(real, config), minutes, device,
+                   facts=facts)
     if result.step < plan.steps:
         print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
         return {}

@@ -12,7 +12,7 @@ Taught in notebook 07. Source: 2406.13099 section 3.3.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -183,9 +183,11 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     vae, prior = load_splat_vae(autoencoder), load_prior()
     digest = encoder_digest(vae)
     vae.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
-    found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
     v = vae.config
     config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
+    plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
+                       checkpoint_every=500, seed=seed, precision="bf16")
+    found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
     model = seeded(lambda: SplatDenoiser(config), seed)
     numbers = found["mu"].float()
     model.mean.copy_(numbers.mean((0, 1, 3, 4)).half())
@@ -197,10 +199,9 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
         z, words, alone, known = data
         return diffusion_loss(network, model, z, Condition(words, alone, known), cameras.to(z.device), generator, regression)
 
-    plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
-                       checkpoint_every=500, seed=seed, precision="bf16")
     sheet = None if regression else sheet_of(vae, prior.encode_prompt)
-    result = train(model, loss_fn, draw, plan, out, sheet, minutes, device)
+    facts = {"network": asdict(config), "regression": regression, "encoder": digest}
+    result = train(model, loss_fn, draw, plan, out, sheet, minutes, device, facts=facts)
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}

@@ -8,7 +8,7 @@ there. Taught in notebook 06. Source: 2406.13099 section 3.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -47,18 +47,21 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     p, out = PRESETS[preset], Path(out or f"runs/splat_vae_{factor}")
     more = {} if latent is None else {"latent": latent}
     config = SplatVAEConfig(factor=factor, mix=mix, geometry=geometry, weight_kl=weight_kl, passes=passes, **p["model"], **more)
-    real, toys = training_objects(p, config.size, seed, out.parent)
+    plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=200, weight_decay=0.05, ema_decay=0.999,
+                       checkpoint_every=250, seed=seed, precision="bf16")
     model, before = seeded(lambda: SplatVAE(config), seed), {}
     if decoder_of is not None:
         before = go_on_with(model, decoder_of)
+
+    real, toys = training_objects(p, config.size, seed, out.parent)
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, _, _, count = data
         return vae_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), count, generator)
 
-    plan = TrainConfig(steps=steps or p["steps"], lr=p["lr"], warmup=200, weight_decay=0.05, ema_decay=0.999,
-                       checkpoint_every=250, seed=seed, precision="bf16")
-    result = train(model, loss_fn, batches([real, toys], p["batch"], 0.0), plan, out, sheet_of(real, config), minutes, device)
+    facts = {"network": asdict(config), "start": before.get("sha256")}
+    result = train(model, loss_fn, batches([real, toys], p["batch"], 0.0), plan, out, sheet_of(real, config), minutes, device,
+                   facts=facts)
     if result.step < plan.steps:
         print(f"vae {factor}: step {result.step} of {plan.steps}; call again to go on")
         return {}

@@ -375,3 +375,18 @@ def test_the_tiny_preset_trains_resumes_ships_and_may_begin_with_weights(tmp_pat
         train_feed_forward(tmp_path / "none", preset="tiny", start=str(run), device="cpu")
     with pytest.raises(ValueError, match="start: got a network of"):
         train_feed_forward(tmp_path / "none", preset="tiny", geometry=False, start=str(run / "model"), device="cpu")
+
+
+def test_a_checkpoint_of_another_training_is_refused_not_shipped(tmp_path):
+    run = dict(preset="tiny", minutes=0.0, device="cpu")
+    train_feed_forward(tmp_path / "run", **run)
+    for change, message in (({"augment": 0.9}, "augment=0.2, wanted 0.9"), ({"passes": 1}, "was trained with network")):
+        with pytest.raises(ValueError, match=message):
+            train_feed_forward(tmp_path / "run", **run | change)
+    with pytest.raises(ValueError, match="steps: got 0"):
+        train_feed_forward(tmp_path / "none", preset="tiny", steps=0)
+    train_feed_forward(tmp_path / "run", preset="tiny", device="cpu")
+    with pytest.raises(ValueError, match="has taken 5 steps, wanted 2"):
+        train_feed_forward(tmp_path / "run", preset="tiny", steps=2, device="cpu")
+    with pytest.raises(ValueError, match="device: got 'gpu'"):
+        train_feed_forward(tmp_path / "run", preset="tiny", device="gpu")

@@ -378,6 +378,22 @@ def test_the_tiny_preset_trains_resumes_and_is_loaded_with_its_autoencoder(tmp_p
         train_splat_diffusion(run, preset="huge")
 
 
+def test_a_checkpoint_of_another_task_or_autoencoder_is_refused(tmp_path, small_vae):
+    run = dict(preset="tiny", minutes=0.0, device="cpu")
+    train_splat_diffusion(tmp_path / "run", autoencoder=small_vae, **run)
+    for change in ({"prediction": "eps"}, {"prediction": "x0"}, {"regression": True}):
+        with pytest.raises(ValueError, match="was trained with (network|regression)"):
+            train_splat_diffusion(tmp_path / "run", autoencoder=small_vae, **run | change)
+    other = load_splat_vae(small_vae)
+    other.moments.weight.add_(0.1)
+    save_network(other, tmp_path / "other", {"name": "splat_vae_8"})
+    with pytest.raises(ValueError, match="was trained with encoder"):
+        train_splat_diffusion(tmp_path / "run", autoencoder=str(tmp_path / "other"), **run)
+    with pytest.raises(ValueError, match="config.prediction: got 'noise'"):
+        train_splat_diffusion(tmp_path / "new", autoencoder=small_vae, prediction="noise", **run)
+    assert not list(tmp_path.glob("new*")) and len(list(tmp_path.glob("latents_*"))) == 2
+
+
 def test_kept_latents_are_read_back_and_damage_is_refused(tmp_path, vae, monkeypatch):
     import gsgen_lib.systems.splat_diffusion_training as module
 
