@@ -99,6 +99,14 @@ def test_corrections_read_the_paint_and_only_the_latents_decide(given):
         SplatVAEConfig(passes=-1)
 
 
+def test_a_reconstruction_is_the_decoded_mean(given):
+    cameras = Cameras(given.cameras.viewmats[0, :4], given.cameras.Ks[0, :4], 32, 32)
+    rgba, model, batch = given.images[0, :4], awake(network()), Cameras.stack([cameras])
+    wanted = model.splats(model.encode(rgba[None], batch)[0], batch)[0]
+    found = model.reconstruct(rgba, cameras)
+    assert torch.equal(found.means, wanted.means) and torch.equal(found.colors, wanted.colors)
+
+
 def test_a_decoder_goes_on_alone(tmp_path):
     """Its encoder stays to the bit, its decoder learns, corrections are new, and the card says where it began."""
     run = dict(preset="tiny", device="cpu")
