@@ -121,15 +121,30 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
 
 
 def save_network(model, folder: str | Path, facts: dict) -> dict:
-    """Weights in half precision, config.json of `model.config`, a dataclass, and the card; returns the card."""
+    """Weights in half precision, config.json of `model.config`, a dataclass, and the card; returns the card.
+
+    ValueError for weights that are not finite, or too large for half precision.
+    """
     import torch
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder, weights = Path(folder), {k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}
+    _check_finite(weights, "model")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
     return write_card(folder, facts | {"parameters": sum(p.numel() for p in model.parameters())})
+
+
+def beginning(name: str | Path) -> dict:
+    """What the card of a network that was trained on from another checkpoint keeps of that one, as "start": how it was made, and
+    its hashes. Raises what `checked_folder` raises.
+
+    >>> sorted(beginning("feedforward_unet"))
+    ['command', 'hours', 'sha256', 'steps']
+    """
+    card = read_card(checked_folder(name))
+    return {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
 
 
 def load_network(name: str | Path, network: Callable, config: type, device: str = "cpu"):
@@ -137,16 +152,25 @@ def load_network(name: str | Path, network: Callable, config: type, device: str 
 
     Raises what `checked_folder` raises, and ValueError where config.json or the weights are of another network.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = checked_folder(name)
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = network(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}))
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        _check_finite(weights, "model.safetensors")
+        model.load_state_dict(weights)
+    except (OSError, TypeError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{folder}: no {network.__name__} ({str(error).splitlines()[0][:200]})") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_finite(weights: dict, name: str) -> None:
+    wrong = [key for key, value in weights.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise ValueError(f"{name}: weights of {wrong[0]} are not finite")
 
 
 def _digest(path: Path) -> str:

@@ -106,10 +106,11 @@ def load_views(split: str = "train", root: str | Path | None = None, limit: int 
 
 
 def toy_views(n: int, seed: int, size: int = 64, views: int = 24, split: str = "train", family: str | None = None,
-              points: int = 2048, folder: str | Path | None = None, progress: bool = True) -> ViewSet:
+              points: int = 2048, folder: str | Path | None = None, progress: bool = True, first: int = 0) -> ViewSet:
     """n toys, photographed like the shipped objects (`prerender`), about 0.2 s each with 24 views of 64 pixels.
 
-    Toy i depends on (seed, split, family, i) alone: a longer list begins with the shorter one. split: "train" and
+    Toy i depends on (seed, split, family, i) alone: a longer list begins with the shorter one, and goes on where another that
+    starts at `first` begins. split: "train" and
     "val" hold different toys without held-out combinations, "test" only held-out ones. `folder`
     keeps them on disk in the format of `gsgen_lib.data.objects` and reads back what is there already.
     meta holds family and attributes; `toy_of(meta)` makes the toy again. Raises ValueError naming
@@ -122,13 +123,14 @@ def toy_views(n: int, seed: int, size: int = 64, views: int = 24, split: str = "
 
     if split not in SPLITS:
         raise ValueError(f"split: wanted one of {SPLITS}, got {split!r}")
-    if n < 1 or size < 1 or views < 1 or points < 1 or seed < 0:
-        raise ValueError(f"n, size, views, points: wanted >= 1, seed >= 0, got {(n, size, views, points, seed)}")
+    if n < 1 or size < 1 or views < 1 or points < 1 or seed < 0 or first < 0:
+        raise ValueError("n, size, views, points: wanted >= 1, seed, first >= 0, got "
+                         f"{(n, size, views, points, seed, first)}")
     known = {}
     if folder is not None and (Path(folder) / INDEX).is_file():
         known = {e["id"]: e for e in list_objects(split, root=folder)}
     made = []
-    for i in tqdm(range(n), desc=f"toys {split}", disable=not progress):
+    for i in tqdm(range(first, first + n), desc=f"toys {split}", disable=not progress):
         id = f"toy_{family or 'any'}_{split}_{seed}_{size}px_{views}x{points}_{i:06d}"
         if id in known:
             made.append(load_object(id, folder))

@@ -31,6 +31,17 @@ REACH = 0.87  # half the diagonal of the unit cube: no part of an object is fart
 AWAY = 1.8  # the distance of most of the course's cameras: a depth less this much is around 0
 
 
+def check_depths(depths: int) -> None:
+    """ValueError for fewer points on a ray than its two ends.
+
+    >>> check_depths(1)
+    Traceback (most recent call last):
+    ValueError: config.depths: got 1, wanted at least 2
+    """
+    if depths < 2:
+        raise ValueError(f"config.depths: got {depths}, wanted at least 2")
+
+
 def look_up(pictures: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
     """Bilinear values of pictures (B, V, H, W, C) at points (B, P, 3) of the world: (B, V, P, C), 0 outside of a picture.
 

@@ -18,6 +18,17 @@ from torch import Tensor, nn
 HALF = math.sqrt(0.5)
 
 
+def check_widths(widths: tuple[int, ...]) -> None:
+    """ValueError for channels that group norm cannot split into 8 groups.
+
+    >>> check_widths((48, 20))
+    Traceback (most recent call last):
+    ValueError: config.widths: got (48, 20), wanted whole multiples of 8
+    """
+    if any(not isinstance(width, int) or width < 8 or width % 8 for width in widths):
+        raise ValueError(f"config.widths: got {widths}, wanted whole multiples of 8")
+
+
 class ResBlock(nn.Module):
     """Two 3 x 3 convolutions with group norm, and a skip: (B, in, H, W) -> (B, out, H, W).
 

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.cross_view import AWAY, hull_features
-from gsgen_lib.nn.multiview import MultiViewUNet, attend
+from gsgen_lib.nn.cross_view import AWAY, check_depths, hull_features
+from gsgen_lib.nn.multiview import MultiViewUNet, attend, check_widths
 from gsgen_lib.options import check_options
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
@@ -67,6 +67,8 @@ class FeedForwardConfig:
 
     def __post_init__(self):
         check_options(self, "config", ("size", "width", "layers", "heads", "depths", "budget"))
+        check_widths(self.widths)
+        check_depths(self.depths)
         if self.backbone not in BACKBONES:
             raise ValueError(f"config.backbone: got {self.backbone!r}, wanted one of {', '.join(BACKBONES)}")
         if self.size % 16 or self.width % self.heads:
@@ -130,15 +132,34 @@ class FeedForward(nn.Module):
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
         """One object: rgba (V, S, S, 4), 1 to 8 views, and their cameras -> Gaussians, as many as are rendered in training, with
-        colours in [0, 1]. ValueError naming what does not fit."""
-        s = self.config.size
-        if rgba.ndim != 4 or rgba.shape[1:] != (s, s, 4) or not 1 <= len(rgba) <= 8:
-            raise ValueError(f"rgba: got shape {tuple(rgba.shape)}, wanted (1 to 8, {s}, {s}, 4)")
-        if cameras.batch_shape or len(cameras) != len(rgba) or (cameras.width, cameras.height) != (s, s):
-            raise ValueError(f"cameras: got {len(cameras)} of {cameras.width} x {cameras.height}, wanted {len(rgba)} of {s} x "
-                             f"{s}")
+        colours in [0, 1]. Raises what `check_views` raises."""
+        check_views(rgba, cameras, self.config.size)
         scene = most_opaque(self(rgba[None], Cameras.stack([cameras])), self.config.budget * len(rgba))[0]
         return replace(scene, colors=scene.colors.clamp(0, 1))
+
+
+def check_views(rgba: Tensor, cameras: Cameras, size: int) -> None:
+    """ValueError naming what does not fit of pictures (V, size, size, 4), 1 to 8 of them, straight alpha in [0, 1], and as many
+    cameras.
+
+    >>> check_views(255 * torch.ones(4, 8, 8, 4), Cameras.orbit(4, width=8, height=8), 8)
+    Traceback (most recent call last):
+    ValueError: rgba: got numbers from 255 to 255, wanted 0 to 1
+    """
+    if not isinstance(rgba, Tensor) or rgba.dtype != torch.float32:
+        raise ValueError(f"rgba: got {rgba.dtype if isinstance(rgba, Tensor) else type(rgba).__name__}, wanted torch.float32")
+    if rgba.ndim != 4 or rgba.shape[1:] != (size, size, 4) or not 1 <= len(rgba) <= 8:
+        raise ValueError(f"rgba: got shape {tuple(rgba.shape)}, wanted (1 to 8, {size}, {size}, 4)")
+    low, high = rgba.min().item(), rgba.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails, too
+        raise ValueError(f"rgba: got numbers from {low:g} to {high:g}, wanted 0 to 1")
+    if cameras.batch_shape:
+        raise ValueError(f"cameras: got a batch {tuple(cameras.batch_shape)} of sets, wanted one set, that of one object")
+    if len(cameras) != len(rgba) or (cameras.width, cameras.height) != (size, size):
+        raise ValueError(f"cameras: got {len(cameras)} of {cameras.width} x {cameras.height}, wanted {len(rgba)} of {size} x "
+                         f"{size}")
+    if cameras.viewmats.device != rgba.device:
+        raise ValueError(f"cameras: got them on {cameras.viewmats.device}, wanted {rgba.device}, where rgba is")
 
 
 def pictures_with_rays(rgba: Tensor, cameras: Cameras) -> Tensor:

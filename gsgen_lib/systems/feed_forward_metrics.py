@@ -54,9 +54,11 @@ def cases(views: ViewSet, count: int | tuple[int, ...] = 4, seed: int = 0):
     """
     four, every = front_views(views), range(views.images.shape[1])
     around = [i for i in every if i < 8] if count == 8 else four
-    given = list(count) if isinstance(count, tuple) else {1: four[:1], 2: four[:2], 4: four, 8: around}.get(count)
-    if not given or not all(i in range(8) for i in given):
-        raise ValueError(f"count: got {count}, wanted 1, 2, 4 or 8, or places, 0 to 7")
+    given = list(count) if isinstance(count, tuple | list) else {1: four[:1], 2: four[:2], 4: four, 8: around}.get(count)
+    if not given or not all(i in range(8) for i in given) or len(set(given)) < len(given):
+        raise ValueError(f"count: got {count}, wanted 1, 2, 4 or 8, or different places, 0 to 7")
+    if len(every) < 8 + OTHERS:
+        raise ValueError(f"views: got {len(every)} of each object, wanted 8 around and at least {OTHERS} others")
     for i in range(len(views)):
         rest = [j for j in every if j >= 8]
         rest = [rest[k] for k in id_generator(f"{views.ids[i]} {seed}").permutation(len(rest))[:OTHERS]]
@@ -79,7 +81,7 @@ def evaluate(reconstruct: Callable, views: ViewSet, count: int | tuple[int, ...]
             out = rasterize(found, there.to(device), (1.0, 1.0, 1.0))
             rgb, alpha = out.rgb.clamp(0, 1).cpu(), out.alpha.cpu()
         else:
-            rgb, alpha = found(there)
+            rgb, alpha = (x.cpu() for x in found(there.to(device)))
         scores.append(score(rgb, alpha, truth))
         if perceptual:
             scores[-1]["lpips"] = lpips(rgb, on_background(truth, torch.ones(3))).item()

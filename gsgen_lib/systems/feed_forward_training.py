@@ -173,12 +173,11 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
                        checkpoint_every=250, seed=seed, precision="bf16")
     model, before = seeded(lambda: FeedForward(config), seed), {}
     if start is not None:
-        other, card = load_feed_forward(start), pretrained.read_card(pretrained.checked_folder(start))
+        other, before = load_feed_forward(start), pretrained.beginning(start)
         same = other.config if not passes or not other.config.passes else replace(other.config, passes=passes)
         if same != config:  # the same weights correct, however often
             raise ValueError(f"start: got a network of {other.config}, wanted {config}")
         model.load_state_dict(other.state_dict())
-        before = {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
 
     real, toys = training_objects(p, config.size, seed, out.parent)
 

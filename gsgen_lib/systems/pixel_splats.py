@@ -22,6 +22,8 @@ gradients: ReSplat (2510.08575). Taught in notebook 05.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,9 +94,11 @@ def corrected(layers: tuple[nn.Module, ...], passes: int, hidden: Tensor, raw: T
 def failing(raw: Tensor, pixels: tuple[Tensor, ...], rgba: Tensor, cameras: Cameras) -> Tensor:
     """How the scene of raw (B, V, S, S, C) fails at its own views, without gradient: (B, V, S, S, 4 + 2 C): errors of colour and
     alpha, the compressed gradient of their squares by raw, and raw."""
-    with torch.enable_grad(), torch.autocast(rgba.device.type, enabled=False):
-        raw = raw.detach().requires_grad_()
-        out = rasterize(pixel_splats(raw, *(x.detach() for x in pixels)), cameras, (1.0, 1.0, 1.0), check=False)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(rgba.device.type, enabled=False):
+        raw, *pixels = (x.detach().clone() for x in (raw, *pixels))  # tensors of inference mode take no part in a gradient
+        cameras = replace(cameras, viewmats=cameras.viewmats.clone(), Ks=cameras.Ks.clone())
+        raw.requires_grad_()
+        out = rasterize(pixel_splats(raw, *pixels), cameras, (1.0, 1.0, 1.0), check=False)
         errors = torch.cat([on_background(rgba, torch.ones(3)) - out.rgb, rgba[..., 3:] - out.alpha], -1)
         (g,) = torch.autograd.grad(errors.square().sum(), raw)
     g = g / (g.square().mean((2, 3), keepdim=True).sqrt() + 1e-6)  # rms over the pixels of a view, for each number

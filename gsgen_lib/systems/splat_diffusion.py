@@ -32,10 +32,11 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.diffusion import alphas_cumprod_of, cosine_betas, ddim_sample, ddpm_sample, guided, q_sample, velocity
-from gsgen_lib.nn.multiview import MultiViewUNet
+from gsgen_lib.nn.multiview import MultiViewUNet, check_widths
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
+from gsgen_lib.systems.feed_forward import check_views
 from gsgen_lib.systems.splat_vae import SplatVAE
 
 PREDICTIONS = ("v", "eps", "x0")
@@ -66,6 +67,7 @@ class SplatDiffusionConfig:
 
     def __post_init__(self):
         check_options(self, "config", ("latent", "cells", "embed", "words", "train_steps"))
+        check_widths(self.widths)
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"config.prediction: got {self.prediction!r}, wanted one of {', '.join(PREDICTIONS)}")
         if self.cells % 2:
@@ -192,15 +194,17 @@ class SplatDiffusion:
             raise ValueError(f"captions: got {captions!r}, wanted a list of strings, \"\" for none")
         views = torch.zeros(b, VIEWS, d.latent, d.cells, d.cells, device=self.device)
         known = torch.zeros(b, VIEWS, device=self.device)
-        if (rgba is None) != (not places) or len(set(places)) != len(places) or not set(places) <= set(range(VIEWS)):
+        whole = all(isinstance(p, int) and 0 <= p < VIEWS for p in places) and len(set(places)) == len(places)
+        if (rgba is None) != (not places) or not whole:
             raise ValueError(f"places: got {places}, wanted different ones of 0 to {VIEWS - 1}, one for each view given")
         if rgba is not None:
-            s = self.vae.config.size
-            if rgba.shape != (b, len(places), s, s, 4) or not rgba.is_floating_point():
-                raise ValueError(f"rgba: got {rgba.dtype} of shape {tuple(rgba.shape)}, wanted floats "
-                                 f"({b}, {len(places)}, {s}, {s}, 4)")
-            some = Cameras.stack([self.cameras[list(places)]] * b)
-            views[:, list(places)] = self.denoiser.scale(self.vae.encode(rgba.to(self.device), some)[0])
+            s, there = self.vae.config.size, self.cameras[list(places)]
+            if not isinstance(rgba, Tensor) or rgba.shape != (b, len(places), s, s, 4):
+                raise ValueError(f"rgba: got shape {tuple(getattr(rgba, 'shape', ()))}, wanted ({b}, {len(places)}, {s}, {s}, 4)")
+            rgba = rgba.to(self.device)
+            for one in rgba:
+                check_views(one, there, s)
+            views[:, list(places)] = self.denoiser.scale(self.vae.encode(rgba, Cameras.stack([there] * b))[0])
             known[:, list(places)] = 1
         return Condition(self.encode_prompt(captions).to(self.device), views, known)
 
@@ -212,14 +216,24 @@ class SplatDiffusion:
         spacing: of the steps (`diffusion.timesteps`); a network that predicts eps should not start at the very last time, where
         next to nothing of a scene is left and its error is divided by that: "leading".
 
-        noise: to start from, drawn on the CPU where None; "ddpm" and eta > 0 draw more on the way, from one of the device.
+        noise: to start from; where None, drawn where the generator lives. "ddpm" and eta > 0 draw more on the way: their
+        generator must live on the device of the sampler. ValueError naming what does not fit.
         """
         if sampler not in ("ddim", "ddpm"):
             raise ValueError(f"sampler: got {sampler!r}, wanted ddim or ddpm")
+        if eta and sampler == "ddpm":
+            raise ValueError(f"eta: got {eta} for ddpm, which has no such choice; wanted 0")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale: got {guidance_scale}, wanted a finite number")
+        if not isinstance(steps, int):
+            raise ValueError(f"steps: got {steps!r}, wanted a whole number")
         d, b = self.denoiser.config, len(given.known)
         shape = (b, VIEWS, d.latent, d.cells, d.cells)
+        if not b or given.views.shape != shape or given.known.shape != (b, VIEWS) or len(given.words) != b:
+            got = ", ".join(str(tuple(x.shape)) for x in vars(given).values())
+            raise ValueError(f"given: got words, views, known {got}, wanted (B, L, {d.words}), (B, *{shape[1:]}), (B, {VIEWS})")
         if noise is None:
-            noise = torch.randn(shape, generator=generator)
+            noise = torch.randn(shape, generator=generator, device=generator.device if generator is not None else None)
         if noise.shape != shape:
             raise ValueError(f"noise: got shape {tuple(noise.shape)}, wanted {shape}")
         every = given.joined(self.nothing(b))
@@ -257,8 +271,10 @@ class SplatDiffusion:
         return self.decode(self.draw(self.condition(captions, rgba, places), **settings))
 
 
-def load_splat_diffusion(name: str | Path = "splat_diffusion", device: str = "cpu") -> SplatDiffusion:
-    """The shipped sampler, or the denoiser in a folder, with the autoencoder that its card names and the prior's text encoder.
+def load_splat_diffusion(name: str | Path = "splat_diffusion", device: str = "cpu",
+                         autoencoder: str | Path | None = None) -> SplatDiffusion:
+    """The shipped sampler, or the denoiser in a folder, with an autoencoder, where None the one that its card names, and the
+    prior's text encoder.
 
     Raises what `pretrained.load_network` raises, and ValueError where that autoencoder's encoder is not the one whose latents
     it learned.
@@ -268,9 +284,10 @@ def load_splat_diffusion(name: str | Path = "splat_diffusion", device: str = "cp
 
     denoiser = pretrained.load_network(name, SplatDenoiser, SplatDiffusionConfig, device)
     card = pretrained.read_card(pretrained.checked_folder(name))
-    vae = load_splat_vae(card.get("autoencoder", "splat_vae_8"), device)
+    autoencoder = autoencoder or card.get("autoencoder", "splat_vae_8")
+    vae = load_splat_vae(autoencoder, device)
     digest = encoder_digest(vae)
     if card.get("encoder_sha256") != digest:
-        raise ValueError(f"{card.get('autoencoder')}: sha256 of its encoder is {digest[:12]}..., but {name} learned with "
+        raise ValueError(f"{autoencoder}: sha256 of its encoder is {digest[:12]}..., but {name} learned with "
                          f"{str(card.get('encoder_sha256'))[:12]}...")
     return SplatDiffusion(vae, denoiser, load_prior(device=device).encode_prompt)

@@ -11,6 +11,7 @@ Taught in notebook 07. Source: 2406.13099 section 3.3.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from gsgen_lib.systems.splat_vae import SplatVAE, encoder_digest, load_splat_vae
 from gsgen_lib.training import TrainConfig, seeded, train
 
 TOY_SEED = 7_000_000
+SHARD = 1_000  # toys, two minutes of rendering and encoding
 WAYS = {"none": 0.45, "front": 0.3, "one": 0.05, "two": 0.1, "three": 0.1}  # which views are given, and how often
 NO_WORDS, NO_WORDS_SEEN = 0.15, 0.6  # how often words are dropped: where no view is given, and where some are
 REAL_SHARE = 0.1
@@ -52,14 +54,14 @@ PRESETS = {
 }
 
 
-def scene_views(toys: int, seed: int, size: int = 64, split: str = "train", progress: bool = True) -> ViewSet:
-    """New toys from the four cameras of `scene_cameras`.
+def scene_views(toys: int, seed: int, size: int = 64, split: str = "train", progress: bool = True, first: int = 0) -> ViewSet:
+    """New toys from the four cameras of `scene_cameras`; first: number of the first one of those that belong to the seed.
 
     >>> views = scene_views(1, 0, 8, progress=False)
     >>> torch.allclose(views.cameras.centers[0], scene_cameras(8).centers, atol=1e-5), views.images.shape
     (True, torch.Size([1, 4, 8, 8, 4]))
     """
-    return toy_views(toys, seed, size, VIEWS, split, points=16, progress=progress)
+    return toy_views(toys, seed, size, VIEWS, split, points=16, progress=progress, first=first)
 
 
 def real_scenes(split: str = "train", size: int = 64, limit: int | None = None) -> ViewSet:
@@ -121,23 +123,58 @@ def ways(count: int, generator: torch.Generator) -> Tensor:
 
 
 def scene_latents(path: Path, vae: SplatVAE, preset: dict, seed: int) -> tuple[dict, list[str]]:
-    """Latents and captions of the training scenes, toys first; from the file `path`, made and written there if there is none."""
+    """Latents and captions of the training scenes, toys first; from the file `path`, made and written there if there is none.
+
+    Made `SHARD` toys at a time, each kept in a file of its own until all are there: an interruption loses one at most.
+    """
     if not path.is_file():
-        size = vae.config.size
-        real = real_scenes("train", size, preset["real"])
-        parts = [scene_views(preset["toys"], TOY_SEED + seed, size), real, mirrored_scenes(real)]
-        generator = torch.Generator().manual_seed(seed)
-        found = [encode_scenes(vae, part, generator) for part in parts]
-        found = {k: torch.cat([f[k] for f in found]) for k in found[0]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        captions = json.dumps([caption for part in parts for caption in part.captions])
-        save_file(found, path.with_suffix(".part"), {"captions": captions})
-        path.with_suffix(".part").replace(path)
+        size, toys = vae.config.size, preset["toys"]
+        makers = [lambda k=k: scene_views(min(SHARD, toys - k), TOY_SEED + seed, size, first=k) for k in range(0, toys, SHARD)]
+        makers += [lambda: real_scenes("train", size, preset["real"]),
+                   lambda: mirrored_scenes(real_scenes("train", size, preset["real"]))]
+        shards = [path.with_name(f"{path.stem}.{i:03d}.safetensors") for i in range(len(makers))]
+        for i, (make, shard) in enumerate(zip(makers, shards, strict=True)):
+            if not shard.is_file():
+                views = make()
+                save_latents(shard, encode_scenes(vae, views, torch.Generator().manual_seed(seed * 1_000 + i)), views.captions)
+        parts = [load_latents(shard, vae) for shard in shards]
+        save_latents(path, {k: torch.cat([found[k] for found, _ in parts]) for k in parts[0][0]}, sum((c for _, c in parts), []))
+        for shard in shards:
+            shard.unlink()
+    return load_latents(path, vae)
+
+
+def save_latents(path: Path, found: dict, captions: list[str]) -> None:
+    """What `encode_scenes` found of the scenes of these captions, with its digest; renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(found, path.with_suffix(".part"), {"captions": json.dumps(captions), "sha256": _digest(found)})
+    path.with_suffix(".part").replace(path)
+
+
+def load_latents(path: Path, vae: SplatVAE) -> tuple[dict, list[str]]:
+    """What `save_latents` wrote; ValueError for a file that is damaged, or not of this autoencoder's shape."""
+    v = vae.config
+    one = (VIEWS, v.latent, v.size // v.factor, v.size // v.factor)
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in ("mu", "logvar", "known", "alone")}, json.loads(file.metadata()["captions"])
-    except Exception as error:
-        raise ValueError(f"{path}: not whole latents of scenes ({type(error).__name__}); delete it") from error
+            found, facts = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
+            captions, digest = json.loads(facts["captions"]), facts["sha256"]
+        n = len(captions)
+        shapes = {"mu": (n, *one), "logvar": (n, *one), "known": (n, len(WAYS), VIEWS), "alone": (n, len(WAYS), *one)}
+        wrong = next((k for k, shape in shapes.items() if found[k].shape != shape or not bool(found[k].isfinite().all())), None)
+        wrong = wrong or (None if _digest(found) == digest else "sha256")
+    except Exception as error:  # of the reader, of json, or a name that is not there
+        wrong = type(error).__name__
+    if wrong:
+        raise ValueError(f"{path}: not whole latents of scenes ({wrong}); delete it")
+    return found, captions
+
+
+def _digest(found: dict) -> str:
+    total = hashlib.sha256()
+    for name in sorted(found):
+        total.update(found[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDenoiser, toys: int, batch: int,

@@ -42,12 +42,12 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.nn.cross_view import AWAY, hull_features
-from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock, start_linear
+from gsgen_lib.nn.cross_view import AWAY, check_depths, hull_features
+from gsgen_lib.nn.multiview import HALF, CrossViewAttention, ResBlock, check_widths, start_linear
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.feed_forward import FIRST, most_opaque, picture_loss, pictures_with_rays
+from gsgen_lib.systems.feed_forward import FIRST, check_views, most_opaque, picture_loss, pictures_with_rays
 from gsgen_lib.systems.pixel_splats import HIDDEN, corrected, correction_layers, pixel_splats
 
 
@@ -72,6 +72,8 @@ class SplatVAEConfig:
 
     def __post_init__(self):
         check_options(self, "config", ("size", "latent", "depths", "budget"))
+        check_widths(self.widths)
+        check_depths(self.depths)
         if self.factor not in (4, 8, 16):
             raise ValueError(f"config.factor: got {self.factor}, wanted 4, 8 or 16")
         if self.size % self.factor:
@@ -170,7 +172,10 @@ class SplatVAE(nn.Module):
     def encode(self, rgba: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents, (B, V, latent, S / f, S / f) each, of rgba (B, V, S, S, 4), straight alpha in
         [0, 1], and cameras of batch (B,)."""
-        b, v = rgba.shape[:2]
+        b, v, s = *rgba.shape[:2], self.config.size
+        if rgba.shape[2:] != (s, s, 4) or cameras.viewmats.shape[:2] != (b, v) or (cameras.width, cameras.height) != (s, s):
+            raise ValueError(f"rgba, cameras: got {tuple(rgba.shape)} and {tuple(cameras.viewmats.shape[:-2])} cameras of "
+                             f"{cameras.width} x {cameras.height}, wanted (B, V, {s}, {s}, 4), (B, V) and {s} x {s}")
         with torch.autocast(rgba.device.type, enabled=False):
             x = F.pixel_unshuffle(pictures_with_rays(rgba, cameras), 2)
             if self.config.geometry:
@@ -187,6 +192,10 @@ class SplatVAE(nn.Module):
         S, S, 4) in [0, 1]. every: the scenes after 0, 1, ... passes, instead of the last alone."""
         b, v = z.shape[:2]
         s, f = self.config.size, self.config.factor
+        one = (self.config.latent, s // f, s // f)
+        if z.shape[2:] != one or cameras.viewmats.shape[:2] != (b, v) or (cameras.width, cameras.height) != (s, s):
+            raise ValueError(f"z, cameras: got {tuple(z.shape)} and {tuple(cameras.viewmats.shape[:-2])} cameras of "
+                             f"{cameras.width} x {cameras.height}, wanted (B, V, {', '.join(map(str, one))}), (B, V), {s} x {s}")
         with torch.autocast(z.device.type, enabled=False):
             origin, ray = cameras.rays()
             plucker = cameras.plucker().flatten(0, 1).movedim(-1, 1)
@@ -221,7 +230,9 @@ class SplatVAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, rgba: Tensor, cameras: Cameras) -> Gaussians:
-        """One object through the bottleneck and back, without noise: rgba (V, S, S, 4), their cameras -> Gaussians."""
+        """One object through the bottleneck and back, without noise: rgba (V, S, S, 4), their cameras -> Gaussians. Raises what
+        `check_views` raises."""
+        check_views(rgba, cameras, self.config.size)
         batch = Cameras.stack([cameras])
         return self.splats(self.encode(rgba[None], batch)[0], batch)[0]
 

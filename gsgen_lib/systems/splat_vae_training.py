@@ -77,15 +77,14 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
 def go_on_with(model: SplatVAE, name: str) -> dict:
     """The weights of another autoencoder for the model, whose encoder will not learn; what its card says of its training.
     ValueError where options differ; it may have fewer passes: ours start anew if it has none."""
-    other, card = load_splat_vae(name), pretrained.read_card(pretrained.checked_folder(name))
-    c = model.config
+    other, c = load_splat_vae(name), model.config
     same = replace(other.config, passes=c.passes, widths=c.widths) == c and other.config.channels == c.channels
     if not same or other.config.passes > c.passes:
         raise ValueError(f"decoder_of: got an autoencoder of {other.config}, wanted {c}")
     model.load_state_dict(model.state_dict() | other.state_dict())
     for part in encoder(model):
         part.requires_grad_(False)
-    return {k: card[k] for k in ("command", "steps", "hours", "sha256", "start") if k in card}
+    return pretrained.beginning(name)
 
 
 def sheet_of(views: ViewSet, config: SplatVAEConfig):

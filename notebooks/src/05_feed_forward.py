@@ -328,7 +328,7 @@ for name, mine in zip(("means", "scales", "opacities", "colors"), my_head(raw, *
 # inputs, and who on other views? How many steps of Adam is a learned one worth?
 
 
-# %% alt="PSNR over steps on the inputs and on other views: the learned steps rise fast, Adam's twenty steps slowly, and as far"
+# %%
 few = test[[i for i in range(len(test)) if i % (len(test) // OBJECTS) == 0]]
 RATES = (0.002, 0.05, 0.1, 0.03)  # of means, log scales, logits of opacities, colours: tried on these objects, in Adam's favour
 
@@ -357,6 +357,8 @@ for views, at, wanted, places in cases(few):
         for where, camera, target in (("inputs", at, views), ("other views", places, wanted)):
             curves[kind, where].append([psnr_at(s, camera, target) for s in some])
 curves = {key: np.mean(rows, 0) for key, rows in curves.items()}
+
+# %% alt="PSNR over steps on the inputs and on other views: the learned steps rise fast, Adam's twenty steps slowly, and as far"
 with viz.style():
     figure, panels = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
     for panel, where in zip(panels, ("inputs", "other views"), strict=True):

@@ -192,8 +192,7 @@ cmp("sample", my_sample(a, b, torch.ones(1000)), above, tol=1e-4)
 # and what will it decode from a draw of N(0, 1)?
 
 
-# %% alt="Latent planes of two small autoencoders, a colour for each family, and what a grid over the plane decodes to"
-# NBVAL_CHECK_OUTPUT
+# %%
 toys = toy_views(TOYS, 4_700_000, 64, 4, points=16, progress=False)
 small = F.avg_pool2d(white(toys.images[:, 0].float() / 255).movedim(-1, 1), 4)  # (N, 3, 16, 16)
 
@@ -214,6 +213,11 @@ def small_autoencoder(weight, steps=600):
     return encoder, decoder
 
 
+weights = {"with KL": 2e-3, "without": 0.0}
+pairs = {name: small_autoencoder(weight) for name, weight in weights.items()}
+
+# %% alt="Latent planes of two small autoencoders, a colour for each family, and what a grid over the plane decodes to"
+# NBVAL_CHECK_OUTPUT
 axis = torch.linspace(-2, 2, 7)
 grid = torch.stack(torch.meshgrid(-axis, axis, indexing="ij"), -1).flip(-1).reshape(-1, 2)  # rows from the top
 families = sorted({m["family"] for m in toys.meta})
@@ -221,9 +225,7 @@ color = [families.index(m["family"]) for m in toys.meta]
 spans, spreads, far = {}, {}, {}
 with viz.style(), torch.no_grad():
     figure, panels = plt.subplots(1, 4, figsize=(10, 2.7), layout="constrained")
-    for k, (name, weight) in enumerate((("with KL", 2e-3), ("without", 0.0))):
-        with torch.enable_grad():
-            encoder, decoder = small_autoencoder(weight)
+    for k, (name, (encoder, decoder)) in enumerate(pairs.items()):
         mean, spread = encoder(small).chunk(2, 1)
         spans[name], spreads[name] = mean.std().item(), (0.5 * spread).exp().median().item()
         drawn = decoder(torch.randn(200, 2, generator=gen()))
@@ -303,7 +305,7 @@ with torch.no_grad():
 # Who hears whom, in the trained network? Change the latent of *one* view, and see how far the Gaussians of each view move. Beside
 # it, the same with the mixing layers silenced, the attention silenced, and both. Predict the last table.
 
-# %% alt="Four tables of how far Gaussians of each view move when the latent of one view changes; channels between views silenced"
+# %%
 SILENT = {"trained": (), "mixing silenced": (".mix.say",), "attention silenced": ("_talk.out",),
           "both silenced": (".mix.say", "_talk.out")}
 
@@ -332,6 +334,8 @@ with torch.no_grad():
         quiet_psnr[name] = np.mean([s["psnr"] for s in evaluate(on_device(vae), few)])  # encoder and decoder
         for key, value in kept.items():
             vae.get_parameter(key).copy_(value)
+
+# %% alt="Four tables of how far Gaussians of each view move when the latent of one view changes; channels between views silenced"
 with viz.style():
     figure, panels = plt.subplots(1, 4, figsize=(10.5, 2.6), layout="constrained")
     for panel, (name, table) in zip(panels, tables.items(), strict=True):
