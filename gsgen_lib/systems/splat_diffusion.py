@@ -225,8 +225,8 @@ class SplatDiffusion:
             raise ValueError(f"eta: got {eta} for ddpm, which has no such choice; wanted 0")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale: got {guidance_scale}, wanted a finite number")
-        if not isinstance(steps, int):
-            raise ValueError(f"steps: got {steps!r}, wanted a whole number")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps: got {steps!r}, wanted a whole number >= 1")
         d, b = self.denoiser.config, len(given.known)
         shape = (b, VIEWS, d.latent, d.cells, d.cells)
         if not b or given.views.shape != shape or given.known.shape != (b, VIEWS) or len(given.words) != b:
