@@ -3,7 +3,8 @@
 1. The shipped autoencoder, f = 8, on the questions of `gsgen bench feedforward`: what is lost against the network that keeps
    its pictures, and how many numbers are left, counted on the tensors.
 2. Arms of the autoencoder (preset "experiment", `seeds` each): as shipped, f = 4, f = 16, f = 16 with as many numbers as f = 8,
-   without mixing of the views, without hull and sweep, without both; beside them feed-forward networks of the same preset. KID
+   without mixing of the views, without hull and sweep, without both; beside them feed-forward networks of the same preset. All
+   of them without corrections, which let views hear each other once more. KID
    of their views, two of each object, to true views of validation objects.
 3. Seconds of one scene, from noise to Gaussians; beside it one denoising step of the same network on 12 channels, and on
    pictures, of 64 x 64, with all its attention and without it, and the products of each.
@@ -64,6 +65,7 @@ VAE_ARMS = {"as shipped": {}, "f = 4": {"factor": 4}, "f = 16": {"factor": 16},
             "f = 16, 24 channels": {"factor": 16, "latent": 24}, "views not mixed": {"mix": False},
             "no hull, no sweep": {"geometry": False},
             "neither": {"mix": False, "geometry": False}}
+NO_BOTTLENECK = "feed-forward, no bottleneck"
 KINDS = ("v", "eps", "x0")
 REGRESSION_STEPS = 3_000
 
@@ -110,12 +112,12 @@ def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
     true = [on_background(torch.cat([c[2][:2] for c in cases(views)]), torch.ones(3)) for views in (load_views("val"), real)]
     reference = image_features(true[0])
     floor = kid(image_features(true[1]), reference, features=features_name())
-    for arm, settings in {"feed-forward, no bottleneck": None, **VAE_ARMS}.items():
+    for arm, settings in {NO_BOTTLENECK: None, **VAE_ARMS}.items():
         for seed in range(seeds):
             out = folder / f"vae_{arm.replace(' ', '_').replace(',', '')}_{seed}"
             if not (out / "model" / "card.json").is_file():
                 if settings is None:
-                    train_feed_forward(out, preset="experiment", augment=0.0, seed=seed)
+                    train_feed_forward(out, preset="experiment", augment=0.0, passes=0, seed=seed)
                 else:
                     train_splat_vae(out, preset="experiment", seed=seed, **settings)
             network = load_feed_forward(out / "model") if settings is None else load_splat_vae(out / "model")
