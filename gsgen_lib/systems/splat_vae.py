@@ -297,7 +297,8 @@ def encoder_digest(vae: SplatVAE) -> str:
     found = hashlib.sha256()
     for part in encoder(vae):
         for weight in part.state_dict().values():
-            found.update(weight.to("cpu", torch.float16).contiguous().numpy().tobytes())
+            same = weight.to("cpu", torch.float16) + 0  # -0 becomes 0: averages of unchanged weights lose its sign
+            found.update(same.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

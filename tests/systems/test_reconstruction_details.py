@@ -24,7 +24,7 @@ from gsgen_lib.systems.feed_forward import (
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, score
 from gsgen_lib.systems.feed_forward_training import augmented, batches, grid_warp, orbit_jitter, training_objects
 from gsgen_lib.systems.pixel_splats import failing
-from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, load_splat_vae, vae_loss
+from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, encoder_digest, load_splat_vae, vae_loss
 from gsgen_lib.systems.splat_vae_training import train_splat_vae
 from gsgen_lib.training import seeded
 
@@ -254,6 +254,18 @@ def test_options_reach_the_autoencoder(tmp_path):
     assert config.mix is False and config.geometry is False
     for flag in ("--factor 4", "--latent 5", "--weight-kl 0.25", "--no-mix", "--no-geometry", "--passes 1"):
         assert flag in card["command"]
+
+
+@torch.no_grad()
+def test_the_digest_of_an_encoder_is_that_of_its_numbers():
+    a, b = autoencoder(), autoencoder(passes=2)
+    a.enter.weight[0, 0, 0, 0], b.enter.weight[0, 0, 0, 0] = 0.0, -0.0
+    assert encoder_digest(a) == encoder_digest(b)  # decoders differ, and the sign of a zero
+    b.enter.weight[0, 0, 0, 0] = 0.01
+    assert encoder_digest(a) != encoder_digest(b)
+    b.enter.weight[0, 0, 0, 0] = 0.0
+    b.moments.bias[3] += 0.01
+    assert encoder_digest(a) != encoder_digest(b)
 
 
 # ---- judging
