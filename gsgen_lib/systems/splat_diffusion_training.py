@@ -36,6 +36,7 @@ from gsgen_lib.systems.splat_diffusion import (
     SplatDiffusion,
     SplatDiffusionConfig,
     diffusion_loss,
+    load_splat_diffusion,
     scene_cameras,
 )
 from gsgen_lib.systems.splat_vae import SplatVAE, encoder_digest, load_splat_vae
@@ -178,7 +179,7 @@ def _digest(found: dict) -> str:
 
 
 def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDenoiser, toys: int, batch: int,
-            no_views: bool = False):
+            no_views: bool = False, real_share: float = REAL_SHARE):
     """draw_batch for `training.train`: (scaled latents drawn from their posteriors, words, given views, which)."""
     different = list(dict.fromkeys(["", *captions]))
     words = torch.cat([encode_prompt(different[i:i + 256]) for i in range(0, len(different), 256)]).to(torch.float16)
@@ -187,7 +188,7 @@ def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDeno
     chances = torch.tensor([1.0, 0, 0, 0, 0] if no_views else list(WAYS.values()))
 
     def draw_batch(generator):
-        real = torch.rand(batch, generator=generator) < (REAL_SHARE if toys < len(captions) else 0)
+        real = torch.rand(batch, generator=generator) < (real_share if toys < len(captions) else 0)
         pick = torch.rand(batch, generator=generator)
         i = torch.where(real, toys + (pick * (len(captions) - toys)).long(), (pick * toys).long())
         mu, logvar = (found[k][i].float() for k in ("mu", "logvar"))
@@ -203,13 +204,15 @@ def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDeno
 
 
 def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: int | None = None, prediction: str = "v",
-                          regression: bool = False, autoencoder: str = "splat_vae_8", seed: int = 0,
-                          minutes: float | None = None, device: str | None = None) -> dict:
+                          regression: bool = False, autoencoder: str = "splat_vae_8", real_share: float = REAL_SHARE,
+                          start: str | None = None, seed: int = 0, minutes: float | None = None,
+                          device: str | None = None) -> dict:
     """Train the denoiser; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_diffusion if not given; a training that was interrupted goes on. prediction: v, eps or x0;
     regression: the comparison without diffusion (`diffusion_loss`), which predicts x0; autoencoder: a shipped one, or a folder
-    with a card.
+    with a card; real_share: of real objects among the scenes of a batch; start: a shipped denoiser or a folder, of the same
+    options, whose weights it begins with.
     """
     from gsgen_lib.systems.prior import load_prior
 
@@ -221,6 +224,8 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     digest = encoder_digest(vae)
     vae.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
     v = vae.config
+    if not 0 <= real_share <= 1:
+        raise ValueError(f"real_share: got {real_share}, wanted 0 to 1")
     config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
     plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
                        checkpoint_every=500, seed=seed, precision="bf16")
@@ -229,25 +234,34 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     numbers = found["mu"].float()
     model.mean.copy_(numbers.mean((0, 1, 3, 4)).half())
     model.std.copy_(numbers.std((0, 1, 3, 4)).half())
+    before = {}
+    if start is not None:
+        other, before = load_splat_diffusion(start, autoencoder=autoencoder).denoiser, pretrained.beginning(start)
+        if other.config != config:
+            raise ValueError(f"start: got a network of {other.config}, wanted {config}")
+        model.load_state_dict(other.state_dict())
     cameras = scene_cameras(v.size)
-    draw = batches(found, captions, prior.encode_prompt, seeded(lambda: _copy(model), 0), p["toys"], p["batch"])
+    draw = batches(found, captions, prior.encode_prompt, seeded(lambda: _copy(model), 0), p["toys"], p["batch"],
+                   real_share=real_share)
 
     def loss_fn(network, data, generator):
         z, words, alone, known = data
         return diffusion_loss(network, model, z, Condition(words, alone, known), cameras.to(z.device), generator, regression)
 
     sheet = None if regression else sheet_of(vae, prior.encode_prompt)
-    facts = {"network": asdict(config), "regression": regression, "encoder": digest}
+    facts = {"network": asdict(config), "regression": regression, "encoder": digest, "real_share": real_share,
+             "start": before.get("sha256")}
     result = train(model, loss_fn, draw, plan, out, sheet, minutes, device, facts=facts)
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}
     said = {"steps": steps, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
-            "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder}
-    return pretrained.save_network(model, out / "model", {
+            "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder, "start": start,
+            "real_share": None if real_share == REAL_SHARE else real_share}
+    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
         "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,
         "command": f"gsgen train diffusion --preset {preset}{options(said)}{' --regression' if regression else ''}",
-        "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
+        "hours": round(result.seconds / 3600 + before.get("hours", 0), 2), "steps": result.step, "loss": result.log[-1]["loss"],
         "autoencoder": autoencoder, "encoder_sha256": digest})
 
 

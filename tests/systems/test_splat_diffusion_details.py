@@ -331,6 +331,26 @@ def test_options_reach_the_denoiser_and_its_loss(tmp_path, vae, monkeypatch):
     assert load_splat_diffusion(tmp_path / "r" / "model", autoencoder=tmp_path / "vae").vae.config == vae.config
 
 
+def test_a_training_may_begin_with_weights_and_another_share_of_real_objects(tmp_path, vae, monkeypatch):
+    save_network(vae, tmp_path / "vae", {"name": "splat_vae_8"})
+    run, asked, draws = dict(preset="tiny", autoencoder=str(tmp_path / "vae"), device="cpu"), [], training.batches
+    monkeypatch.setattr(training, "batches", lambda *a, **more: asked.append(more["real_share"]) or draws(*a, **more))
+    first = train_splat_diffusion(tmp_path / "first", **run)
+    card = train_splat_diffusion(tmp_path / "on", start=str(tmp_path / "first" / "model"), real_share=0.4, steps=1, **run)
+    assert asked == [REAL_SHARE, 0.4] and card["start"]["sha256"] == first["sha256"]
+    assert "--real-share 0.4" in card["command"] and "--start" in card["command"]
+    old, new = (load_splat_diffusion(tmp_path / name / "model").denoiser for name in ("first", "on"))
+    fresh = seeded(lambda: SplatDenoiser(old.config), 0)
+    near, far = ((other.time[0].weight - old.time[0].weight).abs().max() for other in (new, fresh))
+    assert torch.equal(old.mean, new.mean) and near < far
+    with pytest.raises(ValueError, match="was trained with real_share=0.4, wanted 0.1"):
+        train_splat_diffusion(tmp_path / "on", start=str(tmp_path / "first" / "model"), steps=1, **run)
+    with pytest.raises(ValueError, match="start: got a network of"):
+        train_splat_diffusion(tmp_path / "x", start=str(tmp_path / "first" / "model"), prediction="eps", **run)
+    with pytest.raises(ValueError, match="real_share: got 1.5"):
+        train_splat_diffusion(tmp_path / "x", real_share=1.5, **run)
+
+
 # ---- loading, and reading
 
 
