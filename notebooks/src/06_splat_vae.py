@@ -386,7 +386,6 @@ viz.compare(rows, SIDES, cell=1.5)
 # And the corrections? They know nothing but the paint. Predict: do views gain that were neither given nor painted?
 
 # %%
-# NBVAL_CHECK_OUTPUT
 after = []
 with torch.no_grad():
     for views, at, target, places in cases(few):
@@ -396,8 +395,6 @@ with torch.no_grad():
         after.append([psnr(picture, white(target)).item() for picture in renders])
 gained = np.mean(after, 0)  # of the objects of section 1
 print("with three corrections other views gain more than 0.3 dB:", bool(gained[-1] > gained[0] + 0.3))
-
-# %%
 print("other views after 0, 1, 2, 3 corrections:", ", ".join(f"{value:.1f} dB" for value in gained))
 print(f"objects that gained: {sum(one[-1] > one[0] for one in after)} of {len(after)}")
 
@@ -452,9 +449,6 @@ scaled = (latents - latents.mean((0, 1, 3, 4), keepdim=True)) / latents.std((0, 
 known = {"latents": right_by_neighbours(scaled, labels),
          "pixels": right_by_neighbours(white(toys.images.float() / 255), labels)}
 print("; ".join(f"right from {name}: {value:.3f}" for name, value in known.items()))
-
-# %%
-# NBVAL_CHECK_OUTPUT
 print("both far above chance:", min(known.values()) > 0.3)
 print("latents within 0.05 of pixels, or better:", known["latents"] > known["pixels"] - 0.05)
 
