@@ -51,6 +51,23 @@ def test_made_notebook_is_written_only_if_it_ran(tmp_path, capsys):
     assert (tmp_path / "solutions" / "09_tiny_solutions.ipynb").is_file()
 
 
+def test_texts_change_without_execution_and_code_does_not(tmp_path, tiny_run, tiny):
+    source = tmp_path / "09_tiny.py"
+    source.write_text(TINY.read_text(encoding="utf-8"), encoding="utf-8")
+    notebooks.write(tiny, tmp_path / "09_tiny.ipynb")
+    before = outputs_text(tiny)
+    text = TINY.read_text(encoding="utf-8")
+    line = next(one for one in text.splitlines() if one.startswith("# ") and "%%" not in one and "#" not in one[2:])
+    source.write_text(text.replace(line, line + " And more."), encoding="utf-8")
+    assert notebooks.make(source, solved=False, run=True, notebooks=tmp_path, texts=True) == []
+    found = nbformat.read(tmp_path / "09_tiny.ipynb", as_version=4)
+    assert outputs_text(found) == before and before and "And more." in "".join(c.source for c in found.cells)
+    code = next(one for one in text.splitlines() if one and one[0].isalpha())
+    source.write_text(text.replace(code, code + "  # changed"), encoding="utf-8")
+    (problem,) = notebooks.make(source, solved=False, run=True, notebooks=tmp_path, texts=True)
+    assert "code differs" in problem
+
+
 def test_unsolved_exercises_are_noticed(tiny):
     assert notebooks.unsolved(tiny) == ["exercise 1: not attempted"]
 
