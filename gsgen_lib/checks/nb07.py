@@ -23,31 +23,24 @@ def exercise_1(two_guidances) -> None:
 
 
 def exercise_2(against_chance) -> None:
-    """Total variation, and its mean by chance. Oracle: Python numbers, and the multinomial distribution."""
+    """Total variation, and its mean by chance. Oracle: Python numbers, and the binomial distribution of each count."""
     generator = fresh_generator()
-    odds = 0.2 + torch.rand(3, generator=generator)
-    odds, n = odds / odds.sum(), 12
-    counts = torch.tensor([2, 3, 7])[torch.randperm(3, generator=generator)]
-    answer = against_chance(counts, odds, 4000, generator)
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        raise NotYet("wanted two numbers: of the counts, and by chance")
-    p = odds.tolist()
-
-    def apart(found):
-        return 0.5 * sum(abs(k / n - q) for k, q in zip(found, p, strict=True))
-
-    hint = "half the sum of |count / n - odds|"
-    if shows(answer[0], 2 * apart(counts.tolist())):
-        hint = "half of that sum: a share that moves from one value to another is counted twice"
-    expect_close(answer[0], apart(counts.tolist()), hint, tol=1e-4)
-    chance = 0.0
-    for i in range(n + 1):
-        for j in range(n + 1 - i):
-            k = n - i - j
-            ways = math.factorial(n) // (math.factorial(i) * math.factorial(j) * math.factorial(k))
-            chance += ways * p[0] ** i * p[1] ** j * p[2] ** k * apart((i, j, k))
-    if abs(float(answer[1]) - chance) > 0.01:
-        raise NotYet("by chance: the mean over rounds, each of as many draws from the odds as there are counts")
+    for odds, counts in (([0.75, 0.2, 0.05], [1, 3, 1]), ([0.55, 0.3, 0.1, 0.05], [4, 3, 13, 0])):
+        order = torch.randperm(len(odds), generator=generator).tolist()
+        p, k, n = [odds[i] for i in order], [counts[i] for i in order], sum(counts)
+        answer = against_chance(torch.tensor(k), torch.tensor(p), 6000, generator)
+        if not isinstance(answer, tuple | list) or len(answer) != 2:
+            raise NotYet("wanted two numbers: of the counts, and by chance")
+        far = 0.5 * sum(abs(c / n - q) for c, q in zip(k, p, strict=True))
+        hint = "half the sum of |count / n - odds|"
+        if shows(answer[0], 2 * far):
+            hint = "half of that sum: a share that moves from one value to another is counted twice"
+        expect_close(answer[0], far, hint, tol=1e-4)
+        # the mean of a sum is the sum of the means, and each count alone is binomial
+        chance = 0.5 * sum(math.comb(n, c) * q**c * (1 - q) ** (n - c) * abs(c / n - q) for q in p for c in range(n + 1))
+        if abs(float(answer[1]) - chance) > 0.007:
+            raise NotYet("by chance: the mean over rounds, each of as many draws from the odds as there are counts, of their "
+                         "total variation from these odds")
 
 
 def exercise_3(prediction) -> None:
@@ -56,28 +49,31 @@ def exercise_3(prediction) -> None:
 
 
 def exercise_4(conditioning) -> None:
-    """Latents of given views, encoded alone. Oracle: a leaky encoder, and a loop."""
+    """Latents of given views, encoded alone. Oracle: a leaky encoder, and a loop, for every choice of given views."""
     generator = fresh_generator()
     pictures, rays = torch.randn(2, 4, 3, generator=generator)
-    known = torch.tensor([True, False, True, False])[torch.randperm(4, generator=generator)]
 
-    def encode(x, r):
-        return 2 * x + r + x.mean(0) * 10  # views hear each other
+    def encode(x, r):  # views hear the sum of all, and how many there are
+        return (2 * x + r + 10 * x.sum(0) + r.sum(0)).repeat(1, 2)
 
-    rows = [i for i in range(4) if known[i]]
-    wanted = torch.zeros(4, 3)
-    heard = sum(pictures[i] for i in rows) / len(rows)
-    for i in rows:
-        wanted[i] = 2 * pictures[i] + rays[i] + 10 * heard
-    answer = conditioning(encode, pictures.clone(), rays.clone(), known.clone())
-    hint = "encode the known views, and write their latents into a tensor of zeros at their places"
-    if shows(answer, encode(pictures, rays) * known.reshape(-1, 1)):
-        hint = "the hidden views were heard: choose the known views before you encode"
-    elif shows(answer, encode(pictures * known.reshape(-1, 1), rays) * known.reshape(-1, 1)):
-        hint = "black pictures are heard, too: leave the hidden views out instead of blackening them"
-    elif shows(answer, torch.stack([encode(pictures[[i]], rays[[i]])[0] if known[i] else torch.zeros(3) for i in range(4)])):
-        hint = "the given views may hear each other: encode them in one call"
-    expect_close(answer, wanted, hint, tol=1e-4)
+    for number in torch.randperm(14, generator=generator).tolist():
+        known = torch.tensor([bool((number + 1) >> i & 1) for i in range(4)])
+        rows = [i for i in range(4) if known[i]]
+        wanted = torch.zeros(4, 6)
+        heard = sum(10 * pictures[i] + rays[i] for i in rows)
+        for i in rows:
+            wanted[i] = (2 * pictures[i] + rays[i] + heard).repeat(2)
+        answer = conditioning(encode, pictures.clone(), rays.clone(), known.clone())
+        mask = known.reshape(-1, 1)
+        apart = [encode(pictures[[i]], rays[[i]])[0] if known[i] else torch.zeros(6) for i in range(4)]
+        hint = "encode the known views, and write their latents into a tensor of zeros at their places"
+        if shows(answer, encode(pictures, rays) * mask):
+            hint = "the hidden views were heard: choose the known views before you encode"
+        elif shows(answer, encode(pictures * mask, rays) * mask):
+            hint = "black pictures are heard, too: leave the hidden views out instead of blackening them"
+        elif len(rows) > 1 and shows(answer, torch.stack(apart)):
+            hint = "the given views may hear each other: encode them in one call"
+        expect_close(answer, wanted, hint, tol=1e-4)
 
 
 def _from_nothing(u, w, c, s_words, s_view):
@@ -116,9 +112,33 @@ def _blackened(encode, pictures, rays, known):
     return encode(pictures * mask, rays) * mask
 
 
+def _filled(encode, pictures, rays, known):
+    mask = known.reshape(-1, 1)
+    return encode(torch.where(mask, pictures, pictures[known].mean(0)), rays) * mask
+
+
+def _first_rows(encode, pictures, rays, known):
+    alone = encode(pictures[known], rays[known])
+    return torch.cat([alone, torch.zeros(len(pictures) - len(alone), alone.shape[1])])
+
+
+def _one_by_one(encode, pictures, rays, known):
+    rows = [encode(pictures[[i]], rays[[i]])[0] for i in range(len(pictures))]
+    return torch.stack(rows) * known.reshape(-1, 1)
+
+
+def _uniform(counts, odds, rounds, generator):
+    even = torch.full_like(odds, 1 / len(odds))
+    return _fair(counts, odds, rounds, generator)[0], _fair(counts, even, rounds, generator)[1]
+
+
+def _of_counts(counts, odds, rounds, generator):
+    return _fair(counts, odds, rounds, generator)[0], _fair(counts, counts / counts.sum(), rounds, generator)[1]
+
+
 WRONG = {
     "exercise_1": [(_from_nothing,), (_only_all,)],
-    "exercise_2": [(_whole_sum,), (_mean_of,), (_no_chance,)],
+    "exercise_2": [(_whole_sum,), (_mean_of,), (_no_chance,), (_uniform,), (_of_counts,)],
     "exercise_3": [("b",), ("c",), (2,)],
-    "exercise_4": [(_leaky,), (_blackened,)],
+    "exercise_4": [(_leaky,), (_blackened,), (_filled,), (_first_rows,), (_one_by_one,)],
 }
