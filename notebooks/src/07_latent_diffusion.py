@@ -266,6 +266,7 @@ with torch.no_grad():
         for how, seen in (("in training", j), ("in use", [a, a])):
             says_first = [((one - a)[LEARN:] - middle) @ along > 0 for one in seen]
             right[how][family] = torch.cat([says_first[0], ~says_first[1]]).float().mean().item()
+print("the front's latent moves by so many σ:", ", ".join(f"{family} {far:.1f}" for family, far in moved.items()))
 
 # %% alt="How often a student says rightly which version a scene is, with the joint latent of training and without it, in use"
 # NBVAL_CHECK_OUTPUT
@@ -280,9 +281,6 @@ with viz.style():
     plt.show()
 print("better than chance in training:", np.mean(list(right["in training"].values())) > 0.6)
 print("chance in use:", set(right["in use"].values()) == {0.5})
-
-# %%
-print("the front's latent moves by so many σ:", ", ".join(f"{family} {far:.1f}" for family, far in moved.items()))
 
 # %% [markdown]
 # **What to notice.** In training the student does well, on toys it never saw: the front's latent moves by some σ when only the
