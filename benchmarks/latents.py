@@ -4,8 +4,8 @@
    its pictures, and how many numbers are left, counted on the tensors.
 2. Arms of the autoencoder (preset "experiment", `seeds` each): as shipped, f = 4, f = 16, f = 16 with as many numbers as f = 8,
    without mixing of the views, without hull and sweep, without both; beside them feed-forward networks of the same preset. All
-   of them without corrections, which let views hear each other once more. KID
-   of their views, two of each object, to true views of validation objects.
+   of them without corrections, which let views hear each other once more. KID of their views, two of each object, to true
+   views of validation objects.
 3. Seconds of one scene, from noise to Gaussians; beside it one denoising step of the same network on 12 channels, and on
    pictures, of 64 x 64, with all its attention and without it, and the products of each.
 4. Scenes of nothing given: KID of their renders to true renders of other objects, beside true against true, and decoded

@@ -120,9 +120,10 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
     return load(checked_folder(folder / "model"), **settings)
 
 
-def save_network(model, folder: str | Path, facts: dict) -> dict:
+def save_network(model, folder: str | Path, facts: dict, before: dict | None = None) -> dict:
     """Weights in half precision, config.json of `model.config`, a dataclass, and the card; returns the card.
 
+    before: of `beginning`, where training went on from another checkpoint: kept as "start", and its hours are added to ours.
     ValueError for weights that are not finite, or too large for half precision.
     """
     import torch
@@ -133,6 +134,8 @@ def save_network(model, folder: str | Path, facts: dict) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")
+    if before:
+        facts = {"start": before} | facts | {"hours": round(facts["hours"] + before.get("hours", 0), 2)}
     return write_card(folder, facts | {"parameters": sum(p.numel() for p in model.parameters())})
 
 

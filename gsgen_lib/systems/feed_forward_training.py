@@ -195,11 +195,10 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
         return {}
     said = {"steps": steps, "augment": None if augment == 0.2 else augment, "passes": passes, "start": start,
             "seed": seed or None}
-    hours = round(result.seconds / 3600 + before.get("hours", 0), 2)  # in all
-    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
-        "name": f"feedforward_{backbone}", "seed": seed, "hours": hours, "steps": result.step,
+    return pretrained.save_network(model, out / "model", {
+        "name": f"feedforward_{backbone}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
         "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{options(said)}"
-                   f"{'' if geometry else ' --no-geometry'}", "loss": result.log[-1]["loss"]})
+                   f"{'' if geometry else ' --no-geometry'}", "loss": result.log[-1]["loss"]}, before)
 
 
 def options(given: dict) -> str:

@@ -258,11 +258,11 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     said = {"steps": steps, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
             "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder, "start": start,
             "real_share": None if real_share == REAL_SHARE else real_share}
-    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
+    return pretrained.save_network(model, out / "model", {
         "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,
         "command": f"gsgen train diffusion --preset {preset}{options(said)}{' --regression' if regression else ''}",
-        "hours": round(result.seconds / 3600 + before.get("hours", 0), 2), "steps": result.step, "loss": result.log[-1]["loss"],
-        "autoencoder": autoencoder, "encoder_sha256": digest})
+        "hours": round(result.seconds / 3600, 2), "steps": result.step, "loss": result.log[-1]["loss"],
+        "autoencoder": autoencoder, "encoder_sha256": digest}, before)
 
 
 def _copy(model: SplatDenoiser) -> SplatDenoiser:

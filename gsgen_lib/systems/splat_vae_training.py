@@ -68,10 +68,10 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     said = {"steps": steps, "latent": latent, "weight_kl": None if weight_kl == 5e-4 else weight_kl, "decoder-of": decoder_of,
             "passes": passes or None, "seed": seed or None}
     flags = f"{'' if mix else ' --no-mix'}{'' if geometry else ' --no-geometry'}"
-    hours = round(result.seconds / 3600 + before.get("hours", 0), 2)  # in all
-    return pretrained.save_network(model, out / "model", ({"start": before} if before else {}) | {
-        "name": f"splat_vae_{factor}", "seed": seed, "hours": hours, "steps": result.step,
-        "command": f"gsgen train vae --factor {factor} --preset {preset}{options(said)}{flags}", "loss": result.log[-1]["loss"]})
+    return pretrained.save_network(model, out / "model", {
+        "name": f"splat_vae_{factor}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
+        "command": f"gsgen train vae --factor {factor} --preset {preset}{options(said)}{flags}", "loss": result.log[-1]["loss"]},
+        before)
 
 
 def go_on_with(model: SplatVAE, name: str) -> dict:

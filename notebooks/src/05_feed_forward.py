@@ -424,7 +424,7 @@ for name in ("network", "transformer"):
 # %% [markdown]
 # **What to notice.** White alone gets 13 dB of the network's 24: most of a picture is background, and right for free. So look
 # at the box of the object too, printed above, some 5 dB lower. Both uses of the hull end level: about 20 dB is what silhouettes
-# are worth here. The U-Net adds 4 dB, the transformer a little more; their cards, printed above, tell how long each was trained.
+# are worth here. The U-Net adds 4 dB, the transformer nearly 5; their cards, printed above, tell how long each was trained.
 #
 # How long would *fitting* need to be as good? From the same four pictures, with the optimiser of notebook 01, which starts from
 # the visual hull as well. Two objects, chosen because they differ. Predict: which line will keep rising, and will more steps

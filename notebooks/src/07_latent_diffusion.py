@@ -157,7 +157,7 @@ cmp("back to z", my_scene(q_sample(z, eps, a), v, a), z, tol=1e-5)
 # %% [markdown]
 # How was it trained? For each view the network reads 19 numbers a cell: the noisy latent (6), the latent of a given view or 0
 # (6), a flag that says whether it is given (1), and rays (6). It is the U-Net of notebook 05, whose attention runs over the cells
-# of all four views, and over the words; the loss is $|\hat v - v|^2$. Scenes: 12,000 toys, and 308 real objects with their mirror
+# of all four views, and over the words; the loss is $|\hat v - v|^2$. Scenes: 12,000 toys, and 307 real objects with their mirror
 # images, one in ten of a batch. Nothing is given in 45 of 100, the front in 30, any one view in 5, two in 10, three in 10; words
 # are dropped in 15 of 100, in 60 where a view is given, so that guidance has a prediction without. 18,000 steps of 16 scenes.
 #
@@ -379,9 +379,9 @@ print(f"values drawn at some time: {sum(b[0][1] > 0 for b in bars.values())} of 
 # **What to notice.** The distance of two lists of frequencies is the **total variation**, half the sum of absolute differences.
 # Twelve fair throws miss the odds by 0.15, on average over the toys (exercise 2). The samples miss them by twice as much: far
 # better than one answer for all, and worse than dice that never heard of the odds. So they vary where the front says nothing,
-# over nearly all values, but *not yet in the true proportions*. Why? The reader is right on finished backs, but has no "I cannot
-# tell", and many samples are unfinished: halfway between a wheel and a suitcase is read as one of them, always the same. More
-# training finishes backs; `gsgen bench latents` measures the distance over 112 toys and 16 samples each.
+# over nearly all values, but *not yet in the true proportions*. Why? The reader is right on finished backs, but has no "I
+# cannot tell", and many samples are unfinished: it may read a smear as the same value again and again. `gsgen bench latents`
+# measures the distance over 112 toys and 16 samples each.
 #
 # Is a sample *better* than the mean? By pixels it should not be: the mean minimises the squared error, of latents at least. By
 # sharpness it can be. **Gradient energy** is the mean squared difference of neighbouring pixels; a blur has little. Beside both,
@@ -473,8 +473,8 @@ print("the other three exchanged instead: more than half of what the front lacks
 # **What to notice.** Each view that is given helps the views that were not. For toys the front is what the autoencoder makes of
 # it, nearly. For real objects it is not, by some decibels, though the front's latent is right: exchanged for the true one, it
 # changes little. Exchange the other three instead, and most of the loss is gone: splats of the *other* views stand in the way.
-# Toys come in fourteen families and the network knows their sides; real objects are 308 of all kinds, one in ten of a batch.
-# With one view of a real object other views are hardly better than what white got in notebook 05.
+# Toys come in fourteen families and the network knows their sides; real objects are 307 of all kinds, one in ten of a batch.
+# With one view of a real object other views stay below 17 dB.
 #
 # And guidance? Six scenes of one caption, from the same six noises, at five strengths. Predict: what gets better with strength,
 # and what is lost?
@@ -493,7 +493,7 @@ viz.compare(strips, [str(k) for k in range(1, 7)], cell=1.1)
 # **What to notice.** At 0 the caption is ignored, and anything may come. At 1 all six are nearly one mug already; what varies is
 # the tone, and the handle of the sixth. To 4 the red deepens towards crimson and violet; at 8 there are holes and black patches:
 # such steps overshoot what the decoder knows, and the printed differences rise again. No strength makes stripes that could be
-# counted. Our captions name all of a toy but its tone, so there is little diversity to lose.
+# counted. A caption leaves little of a toy's front open, so there is little diversity to lose.
 #
 # Play: a caption, guidance, and the noise. The strips are static twins.
 
@@ -635,7 +635,7 @@ check(nb07.exercise_4, conditioning)
 # | samples vary where nothing was seen; in the true proportions not yet | section 4; `gsgen bench latents` over 112 toys |
 # | a little sharper than the mean where nothing was seen | section 4; `gsgen bench latents`, with a trained regression |
 # | one network for nothing, words, one view, few views | sections 2, 4, 5 |
-# | guidance makes scenes alike, and too much breaks them | section 5; `gsgen bench latents` counts right captions |
+# | guidance makes words heard; too much breaks scenes | section 5; `gsgen bench latents` counts right captions |
 #
 # ## References
 #

@@ -54,19 +54,30 @@ def test_thin_rows_count_pixels(toys):
         assert rows[0][f"silhouette found, {name}"] == f"{torch.cat(parts).float().mean():.3f}"
 
 
-def test_a_fit_is_timed_until_it_is_as_good_and_not_before(toys):
+def test_a_fit_is_timed_until_it_is_as_good_and_not_before(toys, monkeypatch):
     easy = forward.fit_times(Known(), toys, 1, (20,))[0]
     assert easy["_4"] > 0 and (" s" in easy["fit of 4 views"]) and float(easy["best PSNR, 16"]) > 5
+
+    class Plan:  # a plan of 40 steps is as good as the network at 20 and later, one of 80 steps at 70
+        def __init__(self, steps):
+            good = 20 if steps == 40 else 70
+            self.snapshots = [(step, 6.0 if step >= good else 4.0) for step in range(10, steps + 1, 10)]
+
+    with monkeypatch.context() as known:
+        known.setattr(forward, "fit", lambda pictures, at, config, **more: Plan(config.steps))
+        known.setattr(forward, "score_of", lambda scene, truth, there: scene if isinstance(scene, float) else 5.0)
+        known.setattr(forward, "early", lambda *args: 1e-9)  # seconds of a step, below any that is measured
+        row = forward.fit_times(Known(), toys, 1, (80, 40))[0]
+        assert row["_4"] == pytest.approx(20e-9) and row["_16"] == pytest.approx(20e-9)
+        assert row["best PSNR, 4"] == "6.00" and row["PSNR"] == "5.00"
 
     class Perfect:
         def reconstruct(self, rgba, cameras):
             return None
 
-    score_of, forward.score_of = forward.score_of, lambda scene, truth, there: 99.0 if scene is None else score_of(scene, truth, there)
-    try:
-        never = forward.fit_times(Perfect(), toys, 1, (10, 20))[0]
-    finally:
-        forward.score_of = score_of
+    score_of = forward.score_of
+    monkeypatch.setattr(forward, "score_of", lambda scene, *asked: 99.0 if scene is None else score_of(scene, *asked))
+    never = forward.fit_times(Perfect(), toys, 1, (10, 20))[0]
     assert never["fit of 4 views"].startswith("never in") and never["PSNR"] == "99.00"
 
 

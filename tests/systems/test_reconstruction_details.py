@@ -10,11 +10,11 @@ from gsgen_lib.data.captioned_views import names_heldout
 from gsgen_lib.data.multiview import MultiView, load_views, toy_views
 from gsgen_lib.nn.cross_view import hull_features
 from gsgen_lib.nn.multiview import MultiViewUNet
+from gsgen_lib.pretrained import beginning, save_network
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.feed_forward import (
-    FeedForward,
     FeedForwardConfig,
     Transformer,
     check_views,
@@ -24,16 +24,11 @@ from gsgen_lib.systems.feed_forward import (
 from gsgen_lib.systems.feed_forward_metrics import BASELINES, cases, evaluate, score
 from gsgen_lib.systems.feed_forward_training import augmented, batches, grid_warp, orbit_jitter, training_objects
 from gsgen_lib.systems.pixel_splats import failing
-from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, encoder_digest, load_splat_vae, vae_loss
+from gsgen_lib.systems.splat_vae import encoder_digest, load_splat_vae, vae_loss
 from gsgen_lib.systems.splat_vae_training import train_splat_vae
 from gsgen_lib.training import seeded
-
-SMALL = dict(size=32, widths=(16, 16, 24), width=48, layers=2, heads=4, depths=12)
-
-
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
+from tests.systems.test_feed_forward import SMALL, gen, network
+from tests.systems.test_splat_vae import network as autoencoder
 
 @pytest.fixture(scope="module")
 def toys():
@@ -43,14 +38,6 @@ def toys():
 @pytest.fixture(scope="module")
 def given(toys):
     return MultiView(toys, 4, 3, "orthogonal", background=None).batch([0, 1], gen())
-
-
-def network(backbone="unet", **more):
-    return seeded(lambda: FeedForward(FeedForwardConfig(backbone=backbone, **SMALL | more)), 0).eval()
-
-
-def autoencoder(**more):
-    return seeded(lambda: SplatVAE(SplatVAEConfig(size=32, widths=(16, 24, 32, 32), depths=8, **more)), 0).eval()
 
 
 # ---- what is asked and what is compared
@@ -266,6 +253,13 @@ def test_the_digest_of_an_encoder_is_that_of_its_numbers():
     b.enter.weight[0, 0, 0, 0] = 0.0
     b.moments.bias[3] += 0.01
     assert encoder_digest(a) != encoder_digest(b)
+
+
+def test_hours_of_a_training_that_goes_on_are_counted_from_its_beginning(tmp_path):
+    first = save_network(autoencoder(), tmp_path / "a", {"name": "test", "hours": 1.5, "steps": 7, "command": "x"})
+    then = save_network(autoencoder(), tmp_path / "b", {"name": "test", "hours": 0.25}, beginning(tmp_path / "a"))
+    assert first["hours"] == 1.5 and "start" not in first
+    assert then["hours"] == 1.75 and then["start"]["sha256"] == first["sha256"] and then["start"]["steps"] == 7
 
 
 # ---- judging

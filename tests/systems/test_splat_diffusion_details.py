@@ -39,17 +39,9 @@ from gsgen_lib.systems.splat_diffusion_training import (
 )
 from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig
 from gsgen_lib.training import seeded
+from tests.systems.test_splat_diffusion import CELLS, gen, words_of
 
-CELLS, SHAPE = 4, (4, 6, 4, 4)
-
-
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def words_of(prompts):
-    rows = [np.random.default_rng([len(p), *p.encode()]).normal(size=(5, 96)) for p in prompts]
-    return torch.tensor(np.stack(rows), dtype=torch.float32)
+SHAPE = (4, 6, CELLS, CELLS)
 
 
 def denoiser(prediction="v"):
