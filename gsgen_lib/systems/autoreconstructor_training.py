@@ -1,0 +1,146 @@
+"""gsgen train var: the Variational AutoReconstructor, on toys and real training objects.
+
+    gsgen train var --preset tiny|experiment|cpu|gpu
+
+A batch holds as many toys as real objects: one picture from anywhere, and four other views. The pictures of an object all change
+their colours in the same way, at random (`recoloured`); half of the real objects are mirrored (of toys the side to which a tail
+lies has odds that shall stay). In `KEPT` of the scenes skips are kept, in the others they are 0.
+
+Two stages: the second goes on from the first with LPIPS in its loss. (LPIPS compares textures, and at first there are none.)
+
+Taught in notebook 08. Source: 2508.21542 section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gsgen_lib import pretrained
+from gsgen_lib.data.captioned_views import on_background
+from gsgen_lib.data.multiview import MultiView
+from gsgen_lib.data.view_sets import ViewSet
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.autoencoder_training import grid
+from gsgen_lib.systems.autoreconstructor import AutoReconstructor, AutoReconstructorConfig, var_loss
+from gsgen_lib.systems.feed_forward_training import mirrored, options, training_objects
+from gsgen_lib.training import TrainConfig, seeded, train
+
+KEPT = 0.5
+OTHERS = 4  # views beside the picture itself
+PRESETS = {
+    "tiny": dict(model=dict(size=32, widths=(8, 16, 24, 32), budget=512), toys=8, real=8, steps=4, fine_steps=2, batch=2,
+                 lr=1e-3),
+    "experiment": dict(model=dict(widths=(24, 32, 48, 64)), toys=300, real=None, steps=1000, fine_steps=400, batch=4, lr=2e-3),
+    "cpu": dict(model={}, toys=1200, real=None, steps=9_000, fine_steps=3_000, batch=8, lr=1e-3),
+    "gpu": dict(model=dict(widths=(64, 128, 192, 256)), toys=4000, real=None, steps=60_000, fine_steps=20_000, batch=32, lr=5e-4),
+}
+
+
+def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: float = 0.3, saturation: float = 0.3,
+               gain: float = 0.2) -> Tensor:
+    """Pictures (B, ..., 4) whose colours change at random, in the same way for all pictures of an object.
+
+    Colours are turned about the grey axis by up to `hue` radians, grey is mixed in or taken away by up to a share of
+    `saturation`, and all is multiplied by 1 +- `gain`; what leaves [0, 1] is cut.
+
+    >>> x = torch.rand(2, 3, 8, 8, 4)
+    >>> torch.equal(recoloured(x, hue=0.0, saturation=0.0, gain=0.0)[..., 3], x[..., 3])
+    True
+    """
+    b = len(rgba)
+    a, s, g = ((2 * torch.rand(b, 1, 1, generator=generator) - 1) * most for most in (hue, saturation, gain))
+    axis = math.sqrt(1 / 3)
+    cross = torch.tensor([[0, -axis, axis], [axis, 0, -axis], [-axis, axis, 0]])  # v x . for v = (1, 1, 1) / sqrt(3)
+    grey = torch.full((3, 3), 1 / 3)
+    turn = a.cos() * torch.eye(3) + a.sin() * cross + (1 - a.cos()) * grey  # Rodrigues
+    change = (1 + g) * ((1 + s) * turn - s * grey)  # (B, 3, 3)
+    change = change.to(rgba).reshape(b, *[1] * (rgba.ndim - 2), 3, 3)
+    rgb = (change @ rgba[..., :3, None])[..., 0].clamp(0, 1)
+    return torch.cat([rgb, rgba[..., 3:]], -1)
+
+
+def batches(real: ViewSet, toys: ViewSet, batch: int, kept: float = KEPT):
+    """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,)."""
+    plans = [MultiView(one, 1, OTHERS, background=None) for one in (real, toys)]
+
+    def draw_batch(generator):
+        drawn = [one.batch(torch.randint(len(one), (batch // 2,), generator=generator), generator) for one in plans]
+        rgba = torch.cat([d.images for d in drawn])
+        cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
+                          Ks=torch.cat([d.cameras.Ks for d in drawn]))
+        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < batch // 2)
+        rgba, cameras = mirrored(recoloured(rgba, generator), cameras, turn)
+        return rgba, cameras.viewmats, cameras.Ks, (torch.rand(batch, generator=generator) < kept).float()
+
+    return draw_batch
+
+
+def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps: int | None = None, fine_steps: int | None = None,
+                            skips: bool = True, gaussians: int = 2, variational: bool = True, weight_ssim: float = 0.2,
+                            weight_lpips: float = 0.01, weight_kl: float = 5e-4, kept: float = KEPT, seed: int = 0,
+                            minutes: float | None = None, device: str | None = None) -> dict:
+    """Train the VAR; returns its card, {} if `minutes` ended it before its last step.
+
+    out: folder, runs/autoreconstructor if not given; a training that was interrupted goes on. steps, fine_steps: of the first
+    and of the second stage. skips, gaussians, variational, the weights: the comparisons of notebook 08; kept: share of the scenes
+    of which skips are kept, 1 for the mistake.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
+    if not 0 <= kept <= 1:
+        raise ValueError(f"kept: got {kept}, wanted 0 to 1")
+    p, out = PRESETS[preset], Path(out or "runs/autoreconstructor")
+    config = AutoReconstructorConfig(skips=skips, gaussians=gaussians, variational=variational, weight_ssim=weight_ssim,
+                                     weight_kl=weight_kl, **p["model"])
+    model = seeded(lambda: AutoReconstructor(config), seed)
+    real, toys = training_objects(p, config.size, seed, out.parent)
+    draw, seconds = batches(real, toys, p["batch"], kept), 0.0
+    for folder, count, lr, lpips in ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0),
+                                     (out, p["fine_steps"] if fine_steps is None else fine_steps, p["lr"] / 3, weight_lpips)):
+        if not count:
+            continue
+        plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.05, ema_decay=0.999, checkpoint_every=250, seed=seed,
+                           precision="bf16")
+
+        def loss_fn(network, data, generator, lpips=lpips):
+            rgba, viewmats, Ks, keep = data
+            return var_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), keep, lpips, generator)
+
+        facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "first": seconds and steps}
+        result = train(model, loss_fn, draw, plan, folder, sheet_of(real, config), minutes, device, facts=facts)
+        seconds += result.seconds
+        if result.step < plan.steps:
+            print(f"var: {folder.name}, step {result.step} of {plan.steps}; call again to go on")
+            return {}
+    defaults = {"gaussians": 2, "weight_ssim": 0.2, "weight_lpips": 0.01, "weight_kl": 5e-4, "kept": KEPT, "seed": 0}
+    given = dict(gaussians=gaussians, weight_ssim=weight_ssim, weight_lpips=weight_lpips, weight_kl=weight_kl, kept=kept,
+                 seed=seed)
+    said = {"steps": steps, "fine_steps": fine_steps} | {k: v if v != defaults[k] else None for k, v in given.items()}
+    flags = f"{'' if skips else ' --no-skips'}{'' if variational else ' --no-variational'}"
+    return pretrained.save_network(model, out / "model", {
+        "name": "autoreconstructor", "seed": seed, "hours": round(seconds / 3600, 2), "loss": result.log[-1]["loss"],
+        "command": f"gsgen train var --preset {preset}{options(said)}{flags}"})
+
+
+def sheet_of(views: ViewSet, config: AutoReconstructorConfig):
+    """sheet(model) for `training.train`: for two objects the picture and seven other views: truth, with skips, without."""
+    some = MultiView(views, 1, 7, background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def sheet(model):
+        device = next(model.parameters()).device
+        rgba, cameras = some.images.to(device), some.cameras.to(device)
+        mu, _, _, skips = model.encode(rgba[:, 0])
+        rows = [on_background(rgba, torch.ones(3)).cpu()]
+        for keep in (1.0, 0.0):
+            scenes = model.splats(model.decode(mu, cameras[:1], skips, keep))
+            rows.append(rasterize(scenes, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1).cpu())
+        return grid(torch.stack(rows, 1).flatten(0, 2), 8)
+
+    return sheet
