@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train feedforward": ("gsgen_lib.systems.feed_forward_training", "train_feed_forward", "train the four-view reconstruction"),
     "train vae": ("gsgen_lib.systems.splat_vae_training", "train_splat_vae", "train the splat autoencoder"),
     "train diffusion": ("gsgen_lib.systems.splat_diffusion_training", "train_splat_diffusion", "train the latent diffusion"),
+    "train var": ("gsgen_lib.systems.autoreconstructor_training", "train_autoreconstructor", "train the AutoReconstructor"),
+    "train codes": ("gsgen_lib.systems.code_training", "train_codes", "train the diffusion over its codes"),
     "sample dreamgaussian": ("gsgen_lib.systems.dreamgaussian_sample", "sample_dreamgaussian",
                              "a prompt or a picture becomes Gaussians and a textured mesh"),
     "view": ("gsgen_lib.viz", "view_scene", "look at a splat file"),

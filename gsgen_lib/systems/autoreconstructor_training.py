@@ -112,7 +112,7 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
             rgba, viewmats, Ks, keep = data
             return var_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), keep, lpips, generator)
 
-        facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "first": seconds and steps}
+        facts = {"network": asdict(config), "kept": kept, "lpips": lpips}
         result = train(model, loss_fn, draw, plan, folder, sheet_of(real, config), minutes, device, facts=facts)
         seconds += result.seconds
         if result.step < plan.steps:
