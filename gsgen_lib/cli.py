@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("gsgen_lib.doctor", "doctor", "what can this machine run?"),
     "data build": ("gsgen_lib.data.sweethome", "build", "rebuild the shipped objects"),
     "data render": ("gsgen_lib.data.prerender", "render_folder", "render your own meshes"),
+    "data shard": ("gsgen_lib.data.shards", "write_shards", "write a training set as shards, to be streamed"),
     "train prior": ("gsgen_lib.systems.prior_training", "train_prior", "train the text-to-image prior"),
     "train scorer": ("gsgen_lib.systems.scorer_training", "train_scorer", "train the prompt scorer"),
     "train feedforward": ("gsgen_lib.systems.feed_forward_training", "train_feed_forward", "train the four-view reconstruction"),

@@ -124,13 +124,18 @@ def save_network(model, folder: str | Path, facts: dict, before: dict | None = N
     """Weights in half precision, config.json of `model.config`, a dataclass, and the card; returns the card.
 
     before: of `beginning`, where training went on from another checkpoint: kept as "start", and its hours are added to ours.
-    ValueError for weights that are not finite, or too large for half precision.
+    Of several processes of a training the first alone writes; the others return {}. ValueError for weights that are not finite,
+    or too large for half precision.
     """
     import torch
     from safetensors.torch import save_file
 
+    from gsgen_lib.training import is_first
+
     folder, weights = Path(folder), {k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}
     _check_finite(weights, "model")
+    if not is_first():
+        return {}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n", encoding="utf-8")

@@ -11,8 +11,10 @@ not depend on what ran before: a training that was interrupted and resumed takes
 that was not. A checkpoint (weights, average, optimiser, log) is written to one file, by renaming, so
 that there is always a whole one; an interruption loses at most `checkpoint_every` steps.
 
-Device, mixed precision and several processes are Accelerate's business: the same call runs on a CPU,
-on one GPU, and under `accelerate launch`. (With precision "fp16" the gradient scaler starts anew after an interruption.)
+Device, mixed precision and several processes are Accelerate's business: the same call runs on a CPU, on
+one GPU, and under `accelerate launch --multi_gpu --num_processes n` (on CPUs, too): n processes, each
+with a batch of its own, take the steps of one with a batch n times as large, and the log holds their
+mean. (With precision "fp16" the gradient scaler starts anew after an interruption.)
 Taught in notebook 02.
 """
 
@@ -24,7 +26,9 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,8 @@ from torch import Tensor, nn
 from gsgen_lib.diffusion.ema import EMA
 from gsgen_lib.options import check_options
 
-__all__ = ["TrainConfig", "TrainResult", "learning_rate", "load_state", "save_state", "seeded", "step_generator", "train"]
+__all__ = ["TrainConfig", "TrainResult", "first_alone", "is_first", "learning_rate", "load_state", "save_state", "seeded",
+           "step_generator", "train"]
 
 FREE = ("steps", "checkpoint_every", "final_lr", "precision")  # may change when a training is resumed
 
@@ -148,8 +153,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
         raise ValueError(f"device: got {device!r}, wanted cpu, cuda where there is a GPU, or None for what there is")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of the first training would stay
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
-    folder = Path(folder)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu" or not torch.cuda.is_available())
+    folder, several = Path(folder), accelerator.num_processes > 1
     folder.mkdir(parents=True, exist_ok=True)
     model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -183,7 +188,7 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
             found = loss_fn(prepared, batch, generator)
         found = found if isinstance(found, dict) else {"loss": found}
         loss = found["loss"]
-        if not bool(torch.isfinite(loss)):
+        if together(accelerator, not bool(torch.isfinite(loss))):  # all stop, or none
             raise FloatingPointError(f"loss: got {loss.item()} at step {step}; the last whole checkpoint is kept")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -194,9 +199,11 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
         since.append({key: float(value.detach()) if isinstance(value, Tensor) else float(value)
                       for key, value in found.items()})
         bar.update()
-        over = minutes is not None and time.perf_counter() - started > 60 * minutes
+        over = minutes is not None and together(accelerator, time.perf_counter() - started > 60 * minutes)
         if len(since) == 50 or step == config.steps or over:
-            means = {key: sum(row[key] for row in since) / len(since) for key in since[0]}
+            sums = torch.tensor([sum(row[key] for row in since) for key in since[0]], dtype=torch.float64)
+            sums = accelerator.reduce(sums.float().to(accelerator.device), "mean").cpu() if several else sums
+            means = dict(zip(since[0], (sums / len(since)).tolist(), strict=True))
             log.append({"step": step, **means, "lr": learning_rate(step - 1, config),
                         "seconds": round(spent + time.perf_counter() - started, 1)})
             bar.set_postfix(loss=f"{means['loss']:.4f}")
@@ -209,6 +216,36 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     ema.copy_to(model)
     model.to(memory_format=torch.contiguous_format).eval()
     return TrainResult(step, spent + time.perf_counter() - started, log, ema)
+
+
+def together(accelerator, flag: bool) -> bool:
+    """Whether any of the processes says so."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
+
+
+@contextmanager
+def first_alone():
+    """With several processes, the first runs this block alone; then the others do, and find what it left on disk.
+
+    >>> with first_alone():
+    ...     print("one process does not wait")
+    one process does not wait
+    """
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12)).main_process_first():
+        yield
+
+
+def is_first() -> bool:
+    """Whether this process is the first of several, or the only one: it writes what is written once.
+
+    >>> is_first()
+    True
+    """
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank())
 
 
 def save_state(path: Path, state: dict) -> None:

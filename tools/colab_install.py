@@ -26,9 +26,9 @@ contourpy cycler fonttools kiwisolver pyparsing python-dateutil llvmlite typer
 
 # What the course needs besides.
 NEEDED = """
-accelerate anywidget diffusers docstring-parser einops embreex fast-simplification gsplat ipywidgets jaxtyping
+accelerate anywidget braceexpand diffusers docstring-parser einops embreex fast-simplification gsplat ipywidgets jaxtyping
 jupyterlab-widgets lightning-utilities mapbox-earcut ninja numba plotly plyfile psygnal safetensors
-scikit-image torchmetrics transformers trimesh typeguard tyro wadler-lindig xatlas
+scikit-image torchmetrics transformers trimesh typeguard tyro wadler-lindig webdataset xatlas
 """.split()
 
 

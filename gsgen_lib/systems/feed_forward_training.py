@@ -34,7 +34,7 @@ from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, load_feed_forward, most_opaque, reconstruction_loss
-from gsgen_lib.training import TrainConfig, seeded, train
+from gsgen_lib.training import TrainConfig, first_alone, seeded, train
 
 FOURS = 0.7
 TOY_SEED = 6_000_000
@@ -213,7 +213,8 @@ def options(given: dict) -> str:
 def training_objects(preset: dict, size: int, seed: int, folder: Path) -> tuple[ViewSet, ViewSet]:
     """The real training objects and preset["toys"] toys, of size x size pixels; the toys are kept in `folder`."""
     real = load_views("train", limit=preset["real"])
-    toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")
+    with first_alone():
+        toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")
     return (real if size == real.images.shape[2] else smaller(real, size)), toys
 
 

@@ -62,7 +62,7 @@ from gsgen_lib.systems.prior_networks import (
 from gsgen_lib.systems.prior_reward import train_reward, train_view_classifier
 from gsgen_lib.systems.prompt_scorer import as_made, load_scorer, token_memory
 from gsgen_lib.systems.scorer_training import both_losses, contrastive_batches, prompt_tokenizer
-from gsgen_lib.training import TrainConfig, seeded, train
+from gsgen_lib.training import TrainConfig, first_alone, is_first, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=8, real=(), channels=(16, 32), vae=dict(channels=(16, 16, 16), steps=150, batch=8, lr=1e-3),
@@ -188,12 +188,14 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
     p, out, start = PRESETS[preset], Path(out), time.perf_counter()
     if views is None:
         toys = np.random.default_rng(TOY_SEED + seed)
-        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
+        with first_alone():
+            views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
     vae, first = train_autoencoder(views, out / "autoencoder", **p["vae"], seed=seed, minutes=minutes, device=device)
     if first.step < p["vae"]["steps"]:
         print(f"autoencoder: step {first.step} of {p['vae']['steps']}; call again to go on")
         return {}
-    latents = kept_latents(out / "latents.safetensors", vae, views, seed)
+    with first_alone():
+        latents = kept_latents(out / "latents.safetensors", vae, views, seed)
     tokenizer = prompt_tokenizer(views)
     text_encoder, second = train_text_encoder(views, tokenizer, out / "text_encoder", **p["text"], seed=seed, minutes=minutes,
                                               device=device)
@@ -221,6 +223,8 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                          minutes=minutes, device=device)
     if sixth.step < p["reward"]["steps"]:
         print(f"view reward: step {sixth.step} of {p['reward']['steps']}; call again to go on")
+        return {}
+    if not is_first():
         return {}
     pipeline = as_pipeline(model, vae, tokenizer)
     stages = {"autoencoder": first, "text encoder": second, "diffusion": third, "decoder": last, "view classifier": fifth,

@@ -59,7 +59,7 @@ from gsgen_lib.systems.prompt_scorer import (
     save_scorer,
     token_memory,
 )
-from gsgen_lib.training import TrainConfig, seeded, train
+from gsgen_lib.training import TrainConfig, first_alone, is_first, seeded, train
 
 PRESETS = {
     "tiny": dict(toys=12, steps=120, batch=16, real=()),
@@ -188,13 +188,16 @@ def train_scorer(out: Path = Path("runs/prompt_scorer"), preset: str = "cpu", st
     steps, out, start = steps or p["steps"], Path(out), time.perf_counter()
     if views is None:
         toys = np.random.default_rng(TOY_SEED + seed)
-        views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
+        with first_alone():
+            views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
     tokenizer = prompt_tokenizer(views)
     draw_batch = contrastive_batches(views, token_memory(tokenizer), p["batch"])
     model = seeded(lambda: PromptScorer(ScorerConfig(vocabulary=len(tokenizer))), seed)
     config = TrainConfig(steps=steps, lr=1e-3, warmup=200, weight_decay=0.05, ema_decay=0.998, checkpoint_every=250,
                          seed=seed)
     result = train(model, both_losses, draw_batch, config, out, minutes=minutes, device=device)
+    if not is_first():
+        return {}
     save_scorer(model, tokenizer, out / "model")
     scorer = load_scorer(out / "model")
     tests = toy_views(40 if preset == "tiny" else 200, np.random.default_rng(3_000_000 + seed), "test")

@@ -40,7 +40,7 @@ from gsgen_lib.systems.splat_diffusion import (
     scene_cameras,
 )
 from gsgen_lib.systems.splat_vae import SplatVAE, encoder_digest, load_splat_vae
-from gsgen_lib.training import TrainConfig, seeded, train
+from gsgen_lib.training import TrainConfig, first_alone, seeded, train
 
 TOY_SEED = 7_000_000
 SHARD = 1_000  # toys, two minutes of rendering and encoding
@@ -229,7 +229,8 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
     plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
                        checkpoint_every=500, seed=seed, precision="bf16")
-    found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
+    with first_alone():
+        found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
     model = seeded(lambda: SplatDenoiser(config), seed)
     numbers = found["mu"].float()
     model.mean.copy_(numbers.mean((0, 1, 3, 4)).half())
