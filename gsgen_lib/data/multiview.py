@@ -21,7 +21,7 @@ Used by every notebook that trains on objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gsgen_lib.data.view_sets import ViewSet, load_views, toy_views
 from gsgen_lib.scene.cameras import Cameras
 
-__all__ = ["Batch", "MultiView", "ViewSet", "load_views", "loader", "orthogonal_sets", "toy_views"]
+__all__ = ["Batch", "MultiView", "ViewSet", "drawn_from", "load_views", "loader", "orthogonal_sets", "toy_views"]
 
 INPUTS = ("random", "orthogonal", "front")
 
@@ -151,6 +151,22 @@ class MultiView(Dataset):
         meta = [self.set.meta[i] for i in index.tolist()]
         return Batch(images, alpha, cameras, self.set.points[index], background, [e["caption"] for e in meta],
                      [e["id"] for e in meta], index, views, m)
+
+
+def drawn_from(source: ViewSet | Callable, views_in=4, views_out=4, **choices) -> Callable[[int, torch.Generator], Batch]:
+    """draw(count, generator) -> `Batch` of random objects, for training; arguments after the first as of `MultiView`.
+
+    source: a set in memory, or draw(count, generator) -> ViewSet, such as `shards.from_shards` makes.
+
+    >>> draw = drawn_from(toy_views(3, seed=0, size=16, views=8, points=32), 2, 1)
+    >>> draw(5, torch.Generator().manual_seed(0)).images.shape
+    torch.Size([5, 3, 16, 16, 3])
+    """
+    if not isinstance(source, ViewSet):
+        return lambda count, generator: MultiView(source(count, generator), views_in, views_out, **choices).batch(
+            range(count), generator)
+    plan = MultiView(source, views_in, views_out, **choices)
+    return lambda count, generator: plan.batch(torch.randint(len(source), (count,), generator=generator), generator)
 
 
 def loader(views: ViewSet, batch_size: int, generator: torch.Generator, shuffle: bool = True, drop_last: bool = False,

@@ -15,9 +15,9 @@ order at each pass, and draws from a buffer of `buffer` objects that the stream 
 
     pass e: shards permuted by (seed, e), every n-th is ours -> objects in file order -> buffer -> a random one of the buffer
 
-Two objects of one shard can come close to each other only as far as the buffer is smaller than the set; the smaller the buffer
-the less it is shuffled. `from_shards` and `from_memory` have one form: draw(count, generator) -> ViewSet, so a training does not
-know where its objects are. (Only `from_memory` repeats itself after an interruption: a stream goes on at another place.)
+The smaller the buffer, the less is shuffled. `from_shards` gives a training what it asks for, draw(count, generator) -> ViewSet;
+`multiview.drawn_from` makes batches of that or of a set in memory. (After an interruption a stream goes on at another place: only
+trainings from memory take the same steps as if there had been none.)
 
 Arrays are read with pickle switched off. Used by notebook 08.
 """
@@ -40,7 +40,6 @@ from gsgen_lib.scene.cameras import Cameras
 INDEX = "index.json"
 TOY_SEED = 5_000_000
 CHUNK = 64  # toys rendered at a time
-Draw = Callable[[int, torch.Generator], ViewSet]
 
 
 def write_shards(out: Path, source: str = "train", count: int | None = None, size: int = 64, per_shard: int = 64,
@@ -182,17 +181,7 @@ def joined(parts: list[ViewSet]) -> ViewSet:
                    [m for p in parts for m in p.meta])
 
 
-def from_memory(views: ViewSet) -> Draw:
-    """draw(count, generator): random objects of a set in memory.
-
-    >>> draw = from_memory(toy_views(3, 0, 8, 2, points=4, progress=False))
-    >>> len(draw(5, torch.Generator().manual_seed(0)))
-    5
-    """
-    return lambda count, generator: views[torch.randint(len(views), (count,), generator=generator).tolist()]
-
-
-def from_shards(folder: str | Path, buffer: int = 512) -> Draw:
+def from_shards(folder: str | Path, buffer: int = 512) -> Callable[[int, torch.Generator], ViewSet]:
     """draw(count, generator): the next objects of the stream of this process. The stream begins at the first call, at a place
     that its generator tells, so that an interrupted training does not see the first objects again and again."""
     read_index(folder)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.data.multiview import MultiView
+from gsgen_lib.data.multiview import MultiView, drawn_from
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
@@ -65,16 +65,17 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
     return torch.cat([rgb, rgba[..., 3:]], -1)
 
 
-def batches(real: ViewSet, toys: ViewSet, batch: int, kept: float = KEPT):
-    """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,)."""
-    plans = [MultiView(one, 1, OTHERS, background=None) for one in (real, toys)]
+def batches(sets: list, batch: int, kept: float = KEPT):
+    """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
+    sets: real objects, which may be mirrored, and toys; each in memory or streamed."""
+    plans = [drawn_from(one, 1, OTHERS, background=None) for one in sets]
 
     def draw_batch(generator):
-        drawn = [one.batch(torch.randint(len(one), (batch // 2,), generator=generator), generator) for one in plans]
+        drawn = [draw(batch // len(plans), generator) for draw in plans]
         rgba = torch.cat([d.images for d in drawn])
         cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
                           Ks=torch.cat([d.cameras.Ks for d in drawn]))
-        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < batch // 2)
+        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < batch // len(plans))
         rgba, cameras = mirrored(recoloured(rgba, generator), cameras, turn)
         return rgba, cameras.viewmats, cameras.Ks, (torch.rand(batch, generator=generator) < kept).float()
 
@@ -83,13 +84,14 @@ def batches(real: ViewSet, toys: ViewSet, batch: int, kept: float = KEPT):
 
 def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps: int | None = None, fine_steps: int | None = None,
                             skips: bool = True, gaussians: int = 2, variational: bool = True, weight_ssim: float = 0.2,
-                            weight_lpips: float = 0.01, weight_kl: float = 5e-4, kept: float = KEPT, seed: int = 0,
-                            minutes: float | None = None, device: str | None = None) -> dict:
+                            weight_lpips: float = 0.01, weight_kl: float = 5e-4, kept: float = KEPT,
+                            shards: str | None = None, seed: int = 0, minutes: float | None = None,
+                            device: str | None = None) -> dict:
     """Train the VAR; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/autoreconstructor if not given; a training that was interrupted goes on. steps, fine_steps: of the first
     and of the second stage. skips, gaussians, variational, the weights: the comparisons of notebook 08; kept: share of the scenes
-    of which skips are kept, 1 for the mistake.
+    of which skips are kept, 1 for the mistake; shards: a folder of `gsgen data shard` to learn from instead.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -99,8 +101,8 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
     config = AutoReconstructorConfig(skips=skips, gaussians=gaussians, variational=variational, weight_ssim=weight_ssim,
                                      weight_kl=weight_kl, **p["model"])
     model = seeded(lambda: AutoReconstructor(config), seed)
-    real, toys = training_objects(p, config.size, seed, out.parent)
-    draw, seconds = batches(real, toys, p["batch"], kept), 0.0
+    sources, shown = training_objects(p, config.size, seed, out.parent, shards)
+    draw, seconds = batches(sources, p["batch"], kept), 0.0
     for folder, count, lr, lpips in ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0),
                                      (out, p["fine_steps"] if fine_steps is None else fine_steps, p["lr"] / 3, weight_lpips)):
         if not count:
@@ -112,8 +114,8 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
             rgba, viewmats, Ks, keep = data
             return var_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), keep, lpips, generator)
 
-        facts = {"network": asdict(config), "kept": kept, "lpips": lpips}
-        result = train(model, loss_fn, draw, plan, folder, sheet_of(real, config), minutes, device, facts=facts)
+        facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "shards": shards}
+        result = train(model, loss_fn, draw, plan, folder, sheet_of(shown, config), minutes, device, facts=facts)
         seconds += result.seconds
         if result.step < plan.steps:
             print(f"var: {folder.name}, step {result.step} of {plan.steps}; call again to go on")
@@ -121,7 +123,8 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
     defaults = {"gaussians": 2, "weight_ssim": 0.2, "weight_lpips": 0.01, "weight_kl": 5e-4, "kept": KEPT, "seed": 0}
     given = dict(gaussians=gaussians, weight_ssim=weight_ssim, weight_lpips=weight_lpips, weight_kl=weight_kl, kept=kept,
                  seed=seed)
-    said = {"steps": steps, "fine_steps": fine_steps} | {k: v if v != defaults[k] else None for k, v in given.items()}
+    said = {k: v if v != defaults[k] else None for k, v in given.items()}
+    said = {"steps": steps, "fine_steps": fine_steps, "shards": shards} | said
     flags = f"{'' if skips else ' --no-skips'}{'' if variational else ' --no-variational'}"
     return pretrained.save_network(model, out / "model", {
         "name": "autoreconstructor", "seed": seed, "hours": round(seconds / 3600, 2), "loss": result.log[-1]["loss"],

@@ -73,7 +73,7 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
     v = var.config
     config = CodeDiffusionConfig(latent=v.latent, cells=v.size // 8, features=v.widths[-1], **p["model"])
     model = seeded(lambda: CodeDenoiser(config), seed)
-    real, toys = training_objects(p, v.size, seed, out.parent)
+    (real, toys), _ = training_objects(p, v.size, seed, out.parent)
     set_scales(model, var, batches(real, toys, 64, config.cells, 0.0), seed)
     var.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 

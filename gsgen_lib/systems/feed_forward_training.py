@@ -29,7 +29,8 @@ from torch import Tensor
 
 from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
-from gsgen_lib.data.multiview import MultiView, load_views, toy_views
+from gsgen_lib.data.multiview import MultiView, drawn_from, load_views, toy_views
+from gsgen_lib.data.shards import from_shards, read_index, stream
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
@@ -127,12 +128,13 @@ def mirrored(rgba: Tensor, cameras: Cameras, which: Tensor) -> tuple[Tensor, Cam
     return torch.where(which[:, None, None, None, None], rgba.flip(3), rgba), replace(cameras, viewmats=W, Ks=Ks)
 
 
-def batches(sets: list[ViewSet], batch: int, chance: float):
-    """draw_batch for `training.train`: truth (B, V, S, S, 4), inputs first; viewmats and Ks (B, V, ...); inputs (B, m, S, S, 4),
-    bent or not; their viewmats, turned or not; m."""
+def batches(sets: list, batch: int, chance: float):
+    """draw_batch for `training.train`, of equal shares of the sets, each in memory or streamed (`multiview.drawn_from`): truth
+    (B, V, S, S, 4), inputs first; viewmats and Ks (B, V, ...); inputs (B, m, S, S, 4), bent or not; their viewmats, turned or
+    not; m."""
     plans = {}
     for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
-        plans[count, how] = [MultiView(one, count, 5, how, background=None) for one in sets]
+        plans[count, how] = [drawn_from(one, count, 5, inputs=how, background=None) for one in sets]
 
     def draw_batch(generator):
         if float(torch.rand(1, generator=generator)) < FOURS:
@@ -140,7 +142,7 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
         else:
             plan = plans[(1, 2, 3, 4, 6, 8)[int(torch.randint(6, (1,), generator=generator))], "random"]
         share = batch // len(plan)
-        drawn = [one.batch(torch.randint(len(one), (share,), generator=generator), generator) for one in plan]
+        drawn = [draw(share, generator) for draw in plan]
         rgba = torch.cat([d.images for d in drawn])
         cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
                           Ks=torch.cat([d.cameras.Ks for d in drawn]))
@@ -154,13 +156,14 @@ def batches(sets: list[ViewSet], batch: int, chance: float):
 
 def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: str = "cpu", steps: int | None = None,
                        augment: float = 0.2, geometry: bool = True, passes: int | None = None, start: str | None = None,
-                       seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
+                       shards: str | None = None, seed: int = 0, minutes: float | None = None,
+                       device: str | None = None) -> dict:
     """Train one backbone; returns its card.
 
     out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
     inputs are bent, and that their cameras are turned; geometry: hull and sweep; passes: corrections, the preset's
     if not given; start: a shipped network or a folder, of the same options except passes, whose weights it begins with;
-    minutes: stop after so many, resumable.
+    shards: a folder of `gsgen data shard` to learn from instead; minutes: stop after so many, resumable.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -179,7 +182,7 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
             raise ValueError(f"start: got a network of {other.config}, wanted {config}")
         model.load_state_dict(other.state_dict())
 
-    real, toys = training_objects(p, config.size, seed, out.parent)
+    sources, shown = training_objects(p, config.size, seed, out.parent, shards)
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, inputs, turned, count = data
@@ -187,14 +190,14 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
         given = Cameras(turned, Ks[:, :count], config.size, config.size)
         return reconstruction_loss(network, config, rgba, cameras, inputs, given)
 
-    facts = {"network": asdict(config), "augment": augment, "start": before.get("sha256")}
-    result = train(model, loss_fn, batches([real, toys], p["batch"], augment), plan, out, sheet_of(real, config), minutes, device,
+    facts = {"network": asdict(config), "augment": augment, "start": before.get("sha256"), "shards": shards}
+    result = train(model, loss_fn, batches(sources, p["batch"], augment), plan, out, sheet_of(shown, config), minutes, device,
                    facts=facts)
     if result.step < plan.steps:
         print(f"feedforward {backbone}: step {result.step} of {plan.steps}; call again to go on")
         return {}
     said = {"steps": steps, "augment": None if augment == 0.2 else augment, "passes": passes, "start": start,
-            "seed": seed or None}
+            "shards": shards, "seed": seed or None}
     return pretrained.save_network(model, out / "model", {
         "name": f"feedforward_{backbone}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,
         "command": f"gsgen train feedforward --backbone {backbone} --preset {preset}{options(said)}"
@@ -210,12 +213,19 @@ def options(given: dict) -> str:
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None)
 
 
-def training_objects(preset: dict, size: int, seed: int, folder: Path) -> tuple[ViewSet, ViewSet]:
-    """The real training objects and preset["toys"] toys, of size x size pixels; the toys are kept in `folder`."""
+def training_objects(preset: dict, size: int, seed: int, folder: Path, shards: str | None = None) -> tuple[list, ViewSet]:
+    """What a training learns from, for `multiview.drawn_from`: the real training objects and preset["toys"] toys, of size x size
+    pixels (the toys are kept in `folder`), or the objects of a folder of `shards` alone; and some of them to look at."""
+    if shards is not None:
+        high, wide = read_index(shards)["size"]
+        if (high, wide) != (size, size):
+            raise ValueError(f"shards: {shards} holds pictures of {wide} x {high} pixels, wanted {size} x {size}")
+        return [from_shards(shards)], next(stream(shards))
     real = load_views("train", limit=preset["real"])
     with first_alone():
         toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")
-    return (real if size == real.images.shape[2] else smaller(real, size)), toys
+    real = real if size == real.images.shape[2] else smaller(real, size)
+    return [real, toys], real
 
 
 def smaller(views: ViewSet, size: int) -> ViewSet:

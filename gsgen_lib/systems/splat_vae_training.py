@@ -34,13 +34,14 @@ PRESETS = {
 
 def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu", steps: int | None = None, mix: bool = True,
                     geometry: bool = True, latent: int | None = None, weight_kl: float = 5e-4, decoder_of: str | None = None,
-                    passes: int = 0, seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
+                    passes: int = 0, shards: str | None = None, seed: int = 0, minutes: float | None = None,
+                    device: str | None = None) -> dict:
     """Train one autoencoder; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_vae_F if not given; a training that was interrupted goes on. mix, geometry, weight_kl: the comparisons
     of notebook 06; latent: channels, 6 if not given; decoder_of: a shipped autoencoder or a folder with one, of the same options,
     fewer passes excepted, whose decoder is trained on while its encoder, and so its latents, stay; passes: corrections of what is
-    decoded.
+    decoded; shards: a folder of `gsgen data shard` to learn from instead.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -53,20 +54,20 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     if decoder_of is not None:
         before = go_on_with(model, decoder_of)
 
-    real, toys = training_objects(p, config.size, seed, out.parent)
+    sources, shown = training_objects(p, config.size, seed, out.parent, shards)
 
     def loss_fn(network, data, generator):
         rgba, viewmats, Ks, _, _, count = data
         return vae_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), count, generator)
 
-    facts = {"network": asdict(config), "start": before.get("sha256")}
-    result = train(model, loss_fn, batches([real, toys], p["batch"], 0.0), plan, out, sheet_of(real, config), minutes, device,
+    facts = {"network": asdict(config), "start": before.get("sha256"), "shards": shards}
+    result = train(model, loss_fn, batches(sources, p["batch"], 0.0), plan, out, sheet_of(shown, config), minutes, device,
                    facts=facts)
     if result.step < plan.steps:
         print(f"vae {factor}: step {result.step} of {plan.steps}; call again to go on")
         return {}
     said = {"steps": steps, "latent": latent, "weight_kl": None if weight_kl == 5e-4 else weight_kl, "decoder-of": decoder_of,
-            "passes": passes or None, "seed": seed or None}
+            "passes": passes or None, "shards": shards, "seed": seed or None}
     flags = f"{'' if mix else ' --no-mix'}{'' if geometry else ' --no-geometry'}"
     return pretrained.save_network(model, out / "model", {
         "name": f"splat_vae_{factor}", "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsgen_lib.data.multiview import MultiView
-from gsgen_lib.data.shards import from_memory, from_shards, joined, read_index, stream, write_shards
+from gsgen_lib.data.multiview import MultiView, drawn_from
+from gsgen_lib.data.shards import from_shards, joined, read_index, stream, write_shards
 from gsgen_lib.data.view_sets import load_views, toy_views
 
 
@@ -78,16 +78,16 @@ def test_processes_share_the_objects(folder):
         next(stream(folder, processes=6))
 
 
-def test_memory_and_shards_have_one_form(folder):
-    views = toy_views(3, 0, 16, 8, points=16, progress=False)
-    for draw in (from_memory(views), from_shards(folder, buffer=4)):
-        some = draw(4, torch.Generator().manual_seed(0))
-        batch = MultiView(some, 4, 2, "orthogonal").batch(range(4), torch.Generator().manual_seed(0))
-        assert batch.images.shape == (4, 6, 16, 16, 3)
-    again = [from_memory(views)(4, torch.Generator().manual_seed(5)).ids for _ in range(2)]
-    assert again[0] == again[1]
+def test_batches_of_shards_and_of_memory(folder):
+    for source in (toy_views(3, 0, 16, 8, points=16, progress=False), from_shards(folder, buffer=4)):
+        draw = drawn_from(source, 4, 2, inputs="orthogonal", background=None)
+        batch = draw(5, torch.Generator().manual_seed(0))
+        assert batch.images.shape == (5, 6, 16, 16, 4) and batch.n_inputs == 4
     begun = [from_shards(folder)(4, torch.Generator().manual_seed(k)).ids for k in (0, 0, 1)]
     assert begun[0] == begun[1] != begun[2]
+    views, generator = toy_views(9, 0, 16, 8, points=16, progress=False), torch.Generator().manual_seed(3)
+    again = MultiView(views, 2, 3).batch(torch.randint(9, (4,), generator=generator), generator)
+    assert torch.equal(again.images, drawn_from(views, 2, 3)(4, torch.Generator().manual_seed(3)).images)
 
 
 def test_joined_keeps_the_order():

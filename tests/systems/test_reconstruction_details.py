@@ -93,14 +93,15 @@ def test_half_of_a_batch_is_mirrored(toys):
 
 
 def test_training_sees_the_training_split_alone(tmp_path):
-    real, toys = training_objects(dict(real=5, toys=6), 32, 0, tmp_path)
+    (real, toys), shown = training_objects(dict(real=5, toys=6), 32, 0, tmp_path)
+    assert shown is real
     train = load_views("train", progress=False)
     assert set(real.ids) <= set(train.ids) and not any(names_heldout(c) for c in toys.captions)
     others = {i for split in ("val", "test") for i in load_views(split, progress=False).ids}
     assert not set(real.ids) & others and {m["split"] for m in toys.meta} == {"train"}
-    again = training_objects(dict(real=5, toys=6), 32, 0, tmp_path)[1]
+    again = training_objects(dict(real=5, toys=6), 32, 0, tmp_path)[0][1]
     assert torch.equal(again.images, toys.images)
-    other = training_objects(dict(real=5, toys=6), 32, 1, tmp_path)[1]
+    other = training_objects(dict(real=5, toys=6), 32, 1, tmp_path)[0][1]
     assert not torch.equal(other.images, toys.images)  # another seed, other toys
 
 
