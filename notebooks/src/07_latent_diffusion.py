@@ -95,9 +95,9 @@ print(f"one scene of {first.num} Gaussians in {seconds:.2f} s")
 viz.compare({textwrap.fill(caption, 16): four for caption, four in zip(captions, drawn, strict=True)}, SIDES, cell=1.4)
 
 # %% [markdown]
-# **What to notice.** Every noun is right, from all four sides, and every colour is there, if not all over (only the middle of
-# the snowman is orange). None of the three patterns can be recognised. That is not the diffusion's fault alone: notebook 06
-# showed that texture hardly survives the autoencoder. Whatever is drawn here is drawn in its alphabet.
+# **What to notice.** Every noun is right, from all four sides, and every colour is there, if not all over (of the snowman only
+# the middle and the cap are orange). None of the three patterns can be recognised. That is not the diffusion's fault alone:
+# notebook 06 showed that texture hardly survives the autoencoder. Whatever is drawn here is drawn in its alphabet.
 #
 # What you will call below: `sampler.condition(captions, pictures, places)` says what is given, captions ("" for none) and views
 # (at `places`: 0 front, 1 right, 2 back, 3 left); `sampler.nothing(n)` is nothing, n times; `sampler.draw(condition, steps,
@@ -156,10 +156,11 @@ cmp("back to z", my_scene(q_sample(z, eps, a), v, a), z, tol=1e-5)
 
 # %% [markdown]
 # How was it trained? For each view the network reads 19 numbers a cell: the noisy latent (6), the latent of a given view or 0
-# (6), a flag that says whether it is given (1), and rays (6). It is the U-Net of notebook 05, whose attention runs over the cells
-# of all four views, and over the words; the loss is $|\hat v - v|^2$. Scenes: 12,000 toys, and 307 real objects with their mirror
-# images, one in ten of a batch. Nothing is given in 45 of 100, the front in 30, any one view in 5, two in 10, three in 10; words
-# are dropped in 15 of 100, in 60 where a view is given, so that guidance has a prediction without. 18,000 steps of 16 scenes.
+# (6), a flag that says whether it is given (1), and rays (6). It is the U-Net of notebook 05, whose attention runs over the
+# cells of all four views, and over the words; the loss is $|\hat v - v|^2$. Scenes: 12,000 toys, and 307 real objects with
+# their mirror images, one in ten of a batch. Nothing is given in 45 of 100, the front in 30, any one view in 5, two in 10,
+# three in 10; words are dropped in 15 of 100, in 60 where a view is given, so that guidance has a prediction without. 18,000
+# steps of 16 scenes, then 8,000 with three real objects in ten.
 #
 # How well does it guess $z$ from $z_t$, and what do words help? Decode the guess. Of $z$ a share $\sqrt{\bar\alpha_t}$ is left:
 # 0.58 at $t$ = 600, 0.15 at 900. Predict: what will the network paint at 900 without words, and what with "a robot"?
@@ -181,7 +182,7 @@ viz.compare(rows, [f"t = {t}" for t in times], cell=1.2)
 
 # %% [markdown]
 # **What to notice.** Far into the noise the guess is the robot, cleaner than the noisy latents decoded above: the network
-# knows what scenes look like. At 900 without words it still sees a robot in the flakes, of another build and colour; at 950 only
+# knows what scenes look like. At 900 without words it sees something upright in the flakes, half robot, half bell; at 950 only
 # a bell of all toys at once. "A robot" brings back the build, not the colour; the caption brings the green, too, and gets the
 # ball on the antenna wrong, of which it says nothing. So *what* is decided early, while words can still help.
 #
@@ -225,11 +226,11 @@ with torch.no_grad():
 viz.compare(strips, [str(k) for k in range(1, 9)], cell=1.1)
 
 # %% [markdown]
-# **What to notice.** Each number of the noise is plausible for its channel, but not how they go together: flakes in the air. One
-# step answers with the mean of all scenes, a bell, nearly the same for each noise. Only step by step does one scene come out of
-# each, with a clear outline. Colours run into one another, as they did with captions, and in the autoencoder itself.
-# `gsgen bench latents` compares such renders with true ones (KID: how far apart two sets of pictures are in the features of a
-# network).
+# **What to notice.** Each number of the noise is plausible for its channel, but not how they go together: flakes in the air.
+# One step answers with the mean of all scenes, a bell, nearly the same for each noise. Only step by step does one scene come
+# out of each, with a clear outline in seven; the seventh itself stays a heap. Colours run into one another, as they did with
+# captions, and in the autoencoder itself. `gsgen bench latents` compares such renders with true ones (KID: how far apart two
+# sets of pictures are in the features of a network).
 #
 # ## 3 · The leak
 #
@@ -473,7 +474,7 @@ print("the other three exchanged instead: more than half of what the front lacks
 # **What to notice.** Each view that is given helps the views that were not. For toys the front is what the autoencoder makes of
 # it, nearly. For real objects it is not, by some decibels, though the front's latent is right: exchanged for the true one, it
 # changes little. Exchange the other three instead, and most of the loss is gone: splats of the *other* views stand in the way.
-# Toys come in fourteen families and the network knows their sides; real objects are 307 of all kinds, one in ten of a batch.
+# Toys come in fourteen families and the network knows their sides; real objects are 307 of all kinds.
 # With one view of a real object other views stay below 17 dB.
 #
 # And guidance? Six scenes of one caption, from the same six noises, at five strengths. Predict: what gets better with strength,
@@ -491,7 +492,7 @@ viz.compare(strips, [str(k) for k in range(1, 7)], cell=1.1)
 
 # %% [markdown]
 # **What to notice.** At 0 the caption is ignored, and anything may come. At 1 all six are nearly one mug already; what varies is
-# the tone, and the handle of the sixth. To 4 the red deepens towards crimson and violet; at 8 there are holes and black patches:
+# the tone, and a little the size. To 4 the red deepens towards crimson and violet; at 8 there are holes and black patches:
 # such steps overshoot what the decoder knows, and the printed differences rise again. No strength makes stripes that could be
 # counted. A caption leaves little of a toy's front open, so there is little diversity to lose.
 #
