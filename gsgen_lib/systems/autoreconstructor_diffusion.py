@@ -175,6 +175,8 @@ class OneImage:
         """Of pictures (B, S, S, 4), of which only the patches with mask (B, 1, S/8, S/8) = 1 are shown; None: all."""
         cells = self.denoiser.config.cells
         mask = rgba.new_ones(len(rgba), 1, cells, cells) if mask is None else mask
+        if mask.shape != (len(rgba), 1, cells, cells):
+            raise ValueError(f"mask: got shape {tuple(mask.shape)}, wanted ({len(rgba)}, 1, {cells}, {cells})")
         features = self.var.encode(patches(rgba, mask))[2]
         return Seen(features, mask, rgba.new_full((len(rgba),), float(behind)))
 
