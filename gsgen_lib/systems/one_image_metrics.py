@@ -1,0 +1,81 @@
+"""One picture, many scenes: how different are they, where, and is one of them right?
+
+    in 3D         Chamfer distance of the centres of two scenes, each drawn with the probability of its opacity, so that what is
+                  seen counts and fog does not
+    to the eye    LPIPS of two renders, from the camera of the picture (the seen side) and from behind (the unseen side)
+
+Both are means over all pairs of the samples of one picture. Samples of a good sampler agree on the seen side and differ on the
+other, as much as the true scenes differ that have the same picture (toys tell: hidden attributes are drawn with known odds).
+
+    best of k     of k samples the one whose renders are nearest to the truth, by PSNR over other views: it rises with k for any
+                  spread, so it stands beside the mean over samples
+
+    reliance      how much worse a network gets when each scene is given the code of another one: 0 for a code that says nothing
+
+Taught in notebook 08; used by `gsgen bench var`. Source: 2508.21542, section 4; the reliance is ours.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from gsgen_lib.metrics import chamfer
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.scene.gaussians import Gaussians
+
+
+def seen_points(scene: Gaussians, count: int = 1000, generator: torch.Generator | None = None) -> Tensor:
+    """`count` centres of one scene, drawn with the probability of their opacity, with repetition: (count, 3).
+
+    >>> scene = Gaussians.random(9, generator=torch.Generator().manual_seed(0))
+    >>> seen_points(scene, 5, torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 3])
+    """
+    if scene.batch_shape:
+        raise ValueError(f"scene: got batch {tuple(scene.batch_shape)}, wanted one scene")
+    if not bool((scene.opacities > 0).any()):
+        raise ValueError("scene: got no Gaussian with opacity above 0, wanted some")
+    pick = torch.multinomial(scene.opacities.double().cpu(), count, True, generator=generator)
+    return scene.means[pick.to(scene.device)]
+
+
+@torch.no_grad()
+def diversity(scenes: Gaussians, seen: Cameras, unseen: Cameras, generator: torch.Generator | None = None) -> dict[str, float]:
+    """Of K >= 2 scenes, batch (K,): {"chamfer", "seen", "unseen"}, means over pairs: distance of centres, LPIPS from the cameras
+    `seen` and from those `unseen`."""
+    k = scenes.batch_shape[0] if len(scenes.batch_shape) == 1 else 0
+    if k < 2:
+        raise ValueError(f"scenes: got batch {tuple(scenes.batch_shape)}, wanted (K,) with at least two scenes")
+    clouds = [seen_points(scenes[i], generator=generator) for i in range(k)]
+    found = {"chamfer": _mean_of_pairs(clouds, lambda a, b: chamfer(a, b).item())}
+    for name, cameras in (("seen", seen), ("unseen", unseen)):
+        pictures = rasterize(scenes, Cameras.stack([cameras] * k), (1.0, 1.0, 1.0)).rgb.clamp(0, 1)  # (K, V, S, S, 3)
+        found[name] = _mean_of_pairs(list(pictures), lambda a, b: lpips(a, b).item())
+    return found
+
+
+def _mean_of_pairs(things: list, distance) -> float:
+    pairs = [distance(a, b) for a, b in combinations(things, 2)]
+    return sum(pairs) / len(pairs)
+
+
+def best_of(scores: Tensor, k: int) -> float:
+    """Mean over objects of the best of k samples: the expectation over which k of the n samples are taken. scores (objects, n).
+
+    The i-th best of n is the best of k drawn ones with probability C(n - i, k - 1) / C(n, k).
+
+    >>> [round(best_of(torch.tensor([[1.0, 2.0, 3.0]]), k), 6) for k in (1, 3)]
+    [2.0, 3.0]
+    """
+    from math import comb
+
+    n = scores.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k: got {k}, wanted 1 to {n}, the samples")
+    weight = torch.tensor([comb(n - i, k - 1) / comb(n, k) for i in range(1, n + 1)], dtype=torch.float64)
+    return (scores.double().sort(1, descending=True).values @ weight).mean().item()
