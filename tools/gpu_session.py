@@ -4,9 +4,8 @@
     python -m tools.gpu_session raster_gpu          some of them
     python -m tools.gpu_session --list
 
-Runs the GPU tests, the GPU benchmarks and the `gpu` presets of the trainings one after the
-other, each in a process of its own that is ended when its budget is spent, and prints one JSON
-object: the machine, and for each step its seconds, exit code and result (a benchmark's JSON, or
+Runs the GPU tests, the GPU benchmarks and the trainings of what ships one after the other, each in a
+process of its own that is ended when its budget is spent, and prints one JSON object: the machine, and for each step its seconds, exit code and result (a benchmark's JSON, or
 the last lines printed). A machine that has torch with CUDA but lacks other packages can have them
 on PYTHONPATH. Trained models are also copied to the folder $OUT where that is set. The exit code is
 1 if any step failed.
@@ -44,10 +43,14 @@ STEPS = (
     # The trainings resume: run a step again, on the same machine, until its model is whole.
     Step("scorer", (*TRAIN, "scorer", "--preset", "gpu", "--minutes", "7"), 580),
     Step("prior", (*TRAIN, "prior", "--preset", "gpu", "--minutes", "4"), 580),
-    Step("feedforward", (*TRAIN, "feedforward", "--preset", "gpu", "--minutes", "6"), 580),
-    Step("transformer", (*TRAIN, "feedforward", "--preset", "gpu", "--backbone", "transformer", "--minutes", "6"), 580),
-    Step("vae", (*TRAIN, "vae", "--preset", "gpu", "--minutes", "6"), 580),
-    Step("diffusion", (*TRAIN, "diffusion", "--preset", "gpu", "--minutes", "6"), 580),
+    # What ships is of the size "cpu"; these train it on. ("gpu" is larger, for pictures of 128 x 128 pixels.)
+    Step("feedforward", (*TRAIN, "feedforward", "--preset", "cpu", "--start", "feedforward_unet", "--minutes", "6"), 580),
+    Step("transformer", (*TRAIN, "feedforward", "--preset", "cpu", "--backbone", "transformer", "--start",
+                         "feedforward_transformer", "--minutes", "6"), 580),
+    Step("vae", (*TRAIN, "vae", "--preset", "cpu", "--decoder-of", "splat_vae_8", "--passes", "3", "--minutes", "6"), 580),
+    Step("diffusion", (*TRAIN, "diffusion", "--preset", "cpu", "--start", "splat_diffusion", "--minutes", "6"), 580),
+    Step("var", (*TRAIN, "var", "--preset", "cpu", "--minutes", "7"), 580),
+    Step("var_128", (*TRAIN, "var", "--preset", "gpu", "--out", "runs/autoreconstructor_128", "--minutes", "4"), 580),
 )
 
 

@@ -38,7 +38,8 @@ PRESETS = {
                  lr=1e-3),
     "experiment": dict(model=dict(widths=(24, 32, 48, 64)), toys=300, real=None, steps=1000, fine_steps=400, batch=4, lr=2e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=9_000, fine_steps=3_000, batch=8, lr=1e-3),
-    "gpu": dict(model=dict(widths=(64, 128, 192, 256)), toys=4000, real=None, steps=60_000, fine_steps=20_000, batch=32, lr=5e-4),
+    "gpu": dict(model=dict(size=128, widths=(64, 128, 192, 256), budget=12_288), toys=4000, real=None, steps=60_000,
+                fine_steps=20_000, batch=32, lr=5e-4),
 }
 
 
@@ -67,7 +68,7 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
 
 def batches(sets: list, batch: int, kept: float = KEPT):
     """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
-    sets: real objects, which may be mirrored, and toys; each in memory or streamed."""
+    sets: real objects, which may be mirrored, and toys, or toys alone; each in memory or streamed."""
     plans = [drawn_from(one, 1, OTHERS, background=None) for one in sets]
 
     def draw_batch(generator):
@@ -75,7 +76,8 @@ def batches(sets: list, batch: int, kept: float = KEPT):
         rgba = torch.cat([d.images for d in drawn])
         cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
                           Ks=torch.cat([d.cameras.Ks for d in drawn]))
-        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < batch // len(plans))
+        first = batch // len(plans) if len(plans) > 1 else 0
+        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < first)
         rgba, cameras = mirrored(recoloured(rgba, generator), cameras, turn)
         return rgba, cameras.viewmats, cameras.Ks, (torch.rand(batch, generator=generator) < kept).float()
 
@@ -91,7 +93,7 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
 
     out: folder, runs/autoreconstructor if not given; a training that was interrupted goes on. steps, fine_steps: of the first
     and of the second stage. skips, gaussians, variational, the weights: the comparisons of notebook 08; kept: share of the scenes
-    of which skips are kept, 1 for the mistake; shards: a folder of `gsgen data shard` to learn from instead.
+    of which skips are kept, 1 for the mistake; shards: folders of `gsgen data shard`, divided by commas, to learn from instead.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")

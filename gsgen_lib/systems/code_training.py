@@ -32,21 +32,22 @@ PRESETS = {
     "tiny": dict(model=dict(widths=(8, 16), embed=16), toys=8, real=8, steps=4, masked_steps=2, batch=2, lr=1e-3),
     "experiment": dict(model=dict(widths=(48, 64)), toys=300, real=None, steps=1500, masked_steps=500, batch=16, lr=1e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=12_000, masked_steps=4_000, batch=16, lr=7e-4),
-    "gpu": dict(model=dict(widths=(128, 192)), toys=12_000, real=None, steps=60_000, masked_steps=20_000, batch=128, lr=5e-4),
+    "gpu": dict(model=dict(widths=(128, 192)), toys=4000, real=None, steps=60_000, masked_steps=20_000, batch=128, lr=5e-4),
 }
 
 
-def batches(real: ViewSet, toys: ViewSet, batch: int, cells: int, masked: float):
-    """draw_batch for `training.train`: pictures (B, S, S, 4); the pictures whose codes are drawn, they themselves or from the
-    opposite side; which are (B,); masks (B, 1, cells, cells); of which nothing is known (B,)."""
+def batches(sets: list[ViewSet], batch: int, cells: int, masked: float):
+    """draw_batch for `training.train`, of real objects, which may be mirrored, and toys, or of toys alone: pictures (B, S, S, 4);
+    the pictures whose codes are drawn, they themselves or from the opposite side; which are (B,); masks (B, 1, cells, cells); of
+    which nothing is known (B,)."""
 
     def draw_batch(generator):
         pictures, behind = [], torch.rand(batch, generator=generator) < BEHIND
         for k in range(batch):
-            views = (real, toys)[k % 2]
+            views = sets[k % len(sets)]
             i, v = (int(torch.randint(n, (), generator=generator)) for n in (len(views), RING))
             pair = views.images[i, [v, (v + RING // 2 * int(behind[k])) % RING]]
-            turned = views is real and float(torch.rand((), generator=generator)) < 0.5
+            turned = len(sets) > 1 and k % 2 == 0 and float(torch.rand((), generator=generator)) < 0.5
             pictures.append(pair.flip(2) if turned else pair)  # mirrored at the plane through the camera's axis
         pairs = recoloured(torch.stack(pictures).float() / 255, generator)  # (B, 2, S, S, 4)
         mask = (torch.rand(batch, 1, cells, cells, generator=generator) < 0.5).float()
@@ -73,8 +74,8 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
     v = var.config
     config = CodeDiffusionConfig(latent=v.latent, cells=v.size // 8, features=v.widths[-1], **p["model"])
     model = seeded(lambda: CodeDenoiser(config), seed)
-    (real, toys), _ = training_objects(p, v.size, seed, out.parent)
-    set_scales(model, var, batches(real, toys, 64, config.cells, 0.0), seed)
+    sets, shown = training_objects(p, v.size, seed, out.parent)
+    set_scales(model, var, batches(sets, 64, config.cells, 0.0), seed)
     var.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 
     def loss_fn(network, data, generator):
@@ -91,7 +92,7 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
         plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.01, ema_decay=0.999, checkpoint_every=500, seed=seed,
                            precision="bf16")
         facts = {"network": asdict(config), "autoreconstructor": digest, "masked": masked}
-        result = train(model, loss_fn, batches(real, toys, p["batch"], config.cells, masked), plan, folder, sheet_of(var, real),
+        result = train(model, loss_fn, batches(sets, p["batch"], config.cells, masked), plan, folder, sheet_of(var, shown),
                        minutes, device, facts=facts)
         seconds += result.seconds
         if result.step < plan.steps:

@@ -44,8 +44,8 @@ PRESETS = {
                  batch=2, lr=1e-3),
     "experiment": dict(model=dict(widths=(32, 64, 96), depths=16, passes=1), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=9_000, batch=4, lr=1e-3),
-    "gpu": dict(model=dict(widths=(96, 192, 288), width=384, layers=12), toys=4000, real=None, steps=40_000, batch=16,
-                lr=5e-4),
+    "gpu": dict(model=dict(size=128, widths=(96, 192, 288), width=384, layers=12, budget=6144), toys=4000, real=None,
+                steps=60_000, batch=16, lr=5e-4),
 }
 
 
@@ -163,7 +163,7 @@ def train_feed_forward(out: Path | None = None, backbone: str = "unet", preset: 
     out: folder, runs/feedforward_BACKBONE if not given; a training that was interrupted goes on. augment: chance that an object's
     inputs are bent, and that their cameras are turned; geometry: hull and sweep; passes: corrections, the preset's
     if not given; start: a shipped network or a folder, of the same options except passes, whose weights it begins with;
-    shards: a folder of `gsgen data shard` to learn from instead; minutes: stop after so many, resumable.
+    shards: folders of `gsgen data shard`, divided by commas, to learn from instead; minutes: stop after so many, resumable.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -214,23 +214,35 @@ def options(given: dict) -> str:
 
 
 def training_objects(preset: dict, size: int, seed: int, folder: Path, shards: str | None = None) -> tuple[list, ViewSet]:
-    """What a training learns from, for `multiview.drawn_from`: the real training objects and preset["toys"] toys, of size x size
-    pixels (the toys are kept in `folder`), or the objects of a folder of `shards` alone; and some of them to look at."""
+    """What a training learns from, for `multiview.drawn_from`, and some of it to look at.
+
+    The real training objects and preset["toys"] toys, of size x size pixels; the toys are kept in `folder`. Real objects ship at
+    64 pixels: for larger sizes there are toys alone, unless `shards` names folders of `gsgen data shard`, divided by commas, from
+    which a batch takes equal shares instead.
+    """
     if shards is not None:
-        high, wide = read_index(shards)["size"]
-        if (high, wide) != (size, size):
-            raise ValueError(f"shards: {shards} holds pictures of {wide} x {high} pixels, wanted {size} x {size}")
-        return [from_shards(shards)], next(stream(shards))
+        folders = [name.strip() for name in shards.split(",")]
+        for name in folders:
+            high, wide = read_index(name)["size"]
+            if (high, wide) != (size, size):
+                raise ValueError(f"shards: {name} holds pictures of {wide} x {high} pixels, wanted {size} x {size}")
+        return [from_shards(name) for name in folders], next(stream(folders[0]))
     real = load_views("train", limit=preset["real"])
     with first_alone():
         toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")
+    if size > real.images.shape[2]:
+        print(f"real objects ship at {real.images.shape[2]} pixels: learning from toys alone (gsgen data build --size {size} and "
+              "gsgen data shard make larger ones)")
+        return [toys], toys
     real = real if size == real.images.shape[2] else smaller(real, size)
     return [real, toys], real
 
 
 def smaller(views: ViewSet, size: int) -> ViewSet:
-    """A view set with pictures of size x size pixels."""
+    """A view set with pictures of size x size pixels, no more than it has."""
     n, v = views.images.shape[:2]
+    if size > min(views.images.shape[2:4]):
+        raise ValueError(f"size: got {size}, wanted at most that of the pictures, {tuple(views.images.shape[2:4])}")
     x = views.images.flatten(0, 1).movedim(-1, 1).float()
     x = torch.cat([x[:, :3] * x[:, 3:] / 255, x[:, 3:]], 1)  # scaled with premultiplied colours
     x = F.interpolate(x, size=(size, size), mode="area")

@@ -44,6 +44,7 @@ from gsgen_lib.training import TrainConfig, first_alone, seeded, train
 
 TOY_SEED = 7_000_000
 SHARD = 1_000  # toys, two minutes of rendering and encoding
+SHIPPED = 64  # pixels of the real objects
 WAYS = {"none": 0.45, "front": 0.3, "one": 0.05, "two": 0.1, "three": 0.1}  # which views are given, and how often
 NO_WORDS, NO_WORDS_SEEN = 0.15, 0.6  # how often words are dropped: where no view is given, and where some are
 REAL_SHARE = 0.1
@@ -51,7 +52,7 @@ PRESETS = {
     "tiny": dict(model=dict(widths=(16, 24), embed=32), toys=12, real=4, steps=5, batch=4, lr=1e-3),
     "experiment": dict(model=dict(widths=(64, 96)), toys=3_000, real=None, steps=2_500, batch=16, lr=1e-3),
     "cpu": dict(model={}, toys=12_000, real=None, steps=18_000, batch=16, lr=5e-4),
-    "gpu": dict(model={}, toys=12_000, real=None, steps=60_000, batch=256, lr=5e-4),
+    "gpu": dict(model=dict(widths=(192, 288)), toys=12_000, real=None, steps=100_000, batch=128, lr=3e-4),
 }
 
 
@@ -131,8 +132,9 @@ def scene_latents(path: Path, vae: SplatVAE, preset: dict, seed: int) -> tuple[d
     if not path.is_file():
         size, toys = vae.config.size, preset["toys"]
         makers = [lambda k=k: scene_views(min(SHARD, toys - k), TOY_SEED + seed, size, first=k) for k in range(0, toys, SHARD)]
-        makers += [lambda: real_scenes("train", size, preset["real"]),
-                   lambda: mirrored_scenes(real_scenes("train", size, preset["real"]))]
+        if size <= SHIPPED:  # larger pictures of real objects do not ship: toys alone
+            makers += [lambda: real_scenes("train", size, preset["real"]),
+                       lambda: mirrored_scenes(real_scenes("train", size, preset["real"]))]
         shards = [path.with_name(f"{path.stem}.{i:03d}.safetensors") for i in range(len(makers))]
         for i, (make, shard) in enumerate(zip(makers, shards, strict=True)):
             if not shard.is_file():

@@ -28,7 +28,8 @@ PRESETS = {
     "tiny": dict(model=dict(size=32, widths=(16, 24, 32, 32), depths=8), toys=8, real=8, steps=5, batch=2, lr=1e-3),
     "experiment": dict(model=dict(widths=(32, 64, 96, 96), depths=16), toys=300, real=None, steps=700, batch=4, lr=1.5e-3),
     "cpu": dict(model={}, toys=1200, real=None, steps=7_000, batch=4, lr=1.5e-3),
-    "gpu": dict(model=dict(widths=(96, 192, 288, 288)), toys=4000, real=None, steps=40_000, batch=16, lr=5e-4),
+    "gpu": dict(model=dict(size=128, widths=(96, 192, 288, 288), budget=6144), toys=4000, real=None, steps=60_000, batch=16,
+                lr=5e-4),
 }
 
 
@@ -41,7 +42,7 @@ def train_splat_vae(out: Path | None = None, factor: int = 8, preset: str = "cpu
     out: folder, runs/splat_vae_F if not given; a training that was interrupted goes on. mix, geometry, weight_kl: the comparisons
     of notebook 06; latent: channels, 6 if not given; decoder_of: a shipped autoencoder or a folder with one, of the same options,
     fewer passes excepted, whose decoder is trained on while its encoder, and so its latents, stay; passes: corrections of what is
-    decoded; shards: a folder of `gsgen data shard` to learn from instead.
+    decoded; shards: folders of `gsgen data shard`, divided by commas, to learn from instead.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")

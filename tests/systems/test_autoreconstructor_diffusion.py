@@ -160,7 +160,7 @@ def test_a_second_set_from_behind_is_the_first_for_the_opposite_camera(sampler, 
 
 
 def test_batches_pair_a_picture_with_itself_or_the_opposite_one(toys):
-    draw, seen = batches(toys[:2], toys[2:], 8, CELLS, 0.0), set()
+    draw, seen = batches([toys[:2], toys[2:]], 8, CELLS, 0.0), set()
     for seed in range(10):
         pictures, aims, behind, mask, drop = draw(gen(seed))
         assert bool((mask == 1).all())
@@ -174,14 +174,14 @@ def test_batches_pair_a_picture_with_itself_or_the_opposite_one(toys):
                 far = (alphas.roll(4, 1) - aims[k, ..., 3]).abs().mean((2, 3))
                 assert (near + far).min() < 1e-6
     assert (True, False) in seen and (False, True) in seen and (False, False) not in seen
-    share = torch.stack([batches(toys[:2], toys[2:], 8, CELLS, 0.5)(gen(k))[3] for k in range(40)])
+    share = torch.stack([batches([toys[:2], toys[2:]], 8, CELLS, 0.5)(gen(k))[3] for k in range(40)])
     assert 0.6 < share.mean() < 0.9  # half of the scenes lose half of their patches
     assert 0.1 < torch.stack([draw(gen(k))[4] for k in range(60)]).float().mean() < 0.3
 
 
 def test_scales_bring_codes_to_mean_0_and_spread_1(toys):
     var, model = autoreconstructor(), CodeDenoiser(CodeDiffusionConfig(cells=CELLS, features=FEATURES, widths=(16, 16), embed=16))
-    draw = batches(toys[:2], toys[2:], 16, CELLS, 0.0)
+    draw = batches([toys[:2], toys[2:]], 16, CELLS, 0.0)
     set_scales(model, var, draw, 0)
     with torch.no_grad():
         mu, logvar, features, _ = var.encode(torch.cat([draw(gen(k))[0] for k in range(8)]))
