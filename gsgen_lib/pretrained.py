@@ -34,6 +34,10 @@ CHECKPOINTS: dict[str, tuple] = {
                           "gsgen_lib.systems.splat_vae_training:train_splat_vae", {"factor": f}) for f in (4, 8, 16)},
     "splat_diffusion": ("gsgen_lib.systems.splat_diffusion", "load_splat_diffusion",
                         "gsgen_lib.systems.splat_diffusion_training:train_splat_diffusion"),
+    "autoreconstructor": ("gsgen_lib.systems.autoreconstructor", "load_autoreconstructor",
+                          "gsgen_lib.systems.autoreconstructor_training:train_autoreconstructor"),
+    "code_diffusion": ("gsgen_lib.systems.autoreconstructor_diffusion", "load_one_image",
+                       "gsgen_lib.systems.code_training:train_codes"),
 }
 
 

@@ -5,10 +5,10 @@
     python -m tools.gpu_session --list
 
 Runs the GPU tests, the GPU benchmarks and the trainings of what ships one after the other, each in a
-process of its own that is ended when its budget is spent, and prints one JSON object: the machine, and for each step its seconds, exit code and result (a benchmark's JSON, or
-the last lines printed). A machine that has torch with CUDA but lacks other packages can have them
-on PYTHONPATH. Trained models are also copied to the folder $OUT where that is set. The exit code is
-1 if any step failed.
+process of its own that is ended when its budget is spent, and prints one JSON object: the machine, and
+for each step its seconds, exit code and result (a benchmark's JSON, or the last lines printed). A
+machine that has torch with CUDA but lacks other packages can have them on PYTHONPATH. Trained models
+are also copied to the folder $OUT where that is set. The exit code is 1 if any step failed.
 """
 
 from __future__ import annotations
