@@ -102,6 +102,9 @@ def command_exists(line):
     if tool == "python":
         path = Path(words[2].replace(".", "/") + ".py") if words[1] == "-m" else Path(words[1])
         return "" if (ROOT / path).is_file() else f"no file {path}"
+    if tool == "accelerate":
+        module, rest = line.split(" -m ", 1)[1].split(maxsplit=1)
+        return command_exists(f"gsgen {rest}") if module == "gsgen_lib.cli" else f"another program {module}"
     return f"unknown command {tool}"
 
 
