@@ -1,0 +1,31 @@
+"""gsgen bench presets: what it counts, on losses whose answers are known."""
+
+import torch
+from torch import nn
+
+from gsgen_lib import bench
+
+presets = bench.load("presets")
+
+
+def test_bytes_that_are_kept_are_counted_once():
+    x = torch.ones(1000, requires_grad=True)
+    assert presets.kept_bytes(lambda batch: {"loss": (batch * x).square().sum()}, 3) == 4000  # the square keeps its input
+    assert presets.kept_bytes(lambda batch: {"loss": (x * x).sum() + (x * x).sum()}, 1) == 4000  # x, four times
+    assert presets.kept_bytes(lambda batch: {"loss": x.sum()}, 1) == 0
+
+
+def test_time_and_pictures():
+    net = nn.Linear(4, 4)
+    assert 0 < presets.measured(lambda batch: {"loss": net(torch.ones(batch, 4)).sum()}, net, 2, 2) < 1
+    assert all(p.grad is None for p in net.parameters())
+    rgba, cameras = presets.photos(2, 3, 8, "cpu")
+    assert rgba.shape == (2, 3, 8, 8, 4) and cameras.viewmats.shape == (2, 3, 4, 4) and 0 < rgba[..., 3].mean() < 1
+
+
+def test_every_gpu_preset_is_there_with_its_loss():
+    found = presets.systems("cpu")
+    assert len(found) == 6
+    for name in ("latent diffusion", "diffusion over its codes"):  # the quick ones
+        network, preset, loss = found[name]
+        assert torch.isfinite(loss(1)["loss"]) and preset["steps"] >= 60_000
