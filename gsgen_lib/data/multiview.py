@@ -33,7 +33,7 @@ from gsgen_lib.scene.cameras import Cameras
 
 __all__ = ["Batch", "MultiView", "ViewSet", "drawn_from", "load_views", "loader", "orthogonal_sets", "toy_views"]
 
-INPUTS = ("random", "orthogonal", "front")
+INPUTS = ("random", "orthogonal", "front", "ring")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class MultiView(Dataset):
 
     views_in, views_out: how many input and target views, a number or a range (low, high) from which
     each batch draws; inputs: "random" views, "orthogonal" (four at equal elevation and azimuths a,
-    a + 90, a + 180, a + 270, a random), or "front" (the same with a = 0); overlap: targets may repeat
-    inputs; background: "white", "random", a colour (r, g, b), or None for RGBA.
+    a + 90, a + 180, a + 270, a random), "front" (the same with a = 0), or "ring" (any of the views that belong
+    to such fours); overlap: targets may repeat inputs; background: "white", "random", a colour (r, g, b), or None for RGBA.
     Raises ValueError naming the argument, among others if the objects have too few views.
 
     >>> data = MultiView(toy_views(3, seed=0, size=16, views=8, points=32), views_in=2, views_out=(1, 3))
@@ -104,11 +104,14 @@ class MultiView(Dataset):
             raise ValueError(f"inputs: wanted one of {INPUTS}, got {inputs!r}")
         self.fours = None
         if inputs != "random":
-            if self.views_in != (4, 4):
+            if inputs != "ring" and self.views_in != (4, 4):
                 raise ValueError(f"views_in: inputs={inputs!r} are 4 views, got {views_in}")
             self.fours = orthogonal_sets(views.cameras, front_only=inputs == "front")
             if not len(self.fours):
                 raise ValueError(f"inputs: got {inputs!r}, but these objects share no four views at right angles")
+        self.ring = self.fours.unique() if inputs == "ring" else None  # (R,)
+        if self.ring is not None and self.views_in[1] > len(self.ring):
+            raise ValueError(f"views_in: got {views_in}, but the ring has {len(self.ring)} views")
         have = views.images.shape[1]
         need = max(self.views_in[1], self.views_out[1]) if overlap else self.views_in[1] + self.views_out[1]
         if need > have:
@@ -129,7 +132,9 @@ class MultiView(Dataset):
         ranges = self.views_in, self.views_out
         m, k = (int(torch.randint(low, high + 1, (), generator=generator)) for low, high in ranges)
         order = torch.rand(b, have, generator=generator).argsort(dim=1)  # a random permutation of the views per object
-        if self.fours is None:
+        if self.ring is not None:
+            first = self.ring[torch.rand(b, len(self.ring), generator=generator).argsort(dim=1)[:, :m]]
+        elif self.fours is None:
             first = order[:, :m]
         else:
             first = self.fours[torch.randint(len(self.fours), (b,), generator=generator)]  # (B, 4)

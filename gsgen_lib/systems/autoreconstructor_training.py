@@ -2,9 +2,10 @@
 
     gsgen train var --preset tiny|experiment|cpu|gpu
 
-A batch holds as many toys as real objects: one picture from anywhere, and four other views. The pictures of an object all change
-their colours in the same way, at random (`recoloured`); half of the real objects are mirrored (of toys the side to which a tail
-lies has odds that shall stay). In `KEPT` of the scenes skips are kept, in the others they are 0.
+A batch holds as many toys as real objects: one picture of the ring of eight around each, slightly from above (no pose is read, so
+the network must know where up is), and four other views from anywhere. The pictures of an object all change their colours in the
+same way, at random (`recoloured`); half of the real objects are mirrored (of toys the side to which a tail lies has odds that
+shall stay). In `KEPT` of the scenes skips are kept, in the others they are 0.
 
 Two stages: the second goes on from the first with LPIPS in its loss. (LPIPS compares textures, and at first there are none.)
 
@@ -69,7 +70,7 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
 def batches(sets: list, batch: int, kept: float = KEPT):
     """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
     sets: real objects, which may be mirrored, and toys, or toys alone; each in memory or streamed."""
-    plans = [drawn_from(one, 1, OTHERS, background=None) for one in sets]
+    plans = [drawn_from(one, 1, OTHERS, inputs="ring", background=None) for one in sets]
 
     def draw_batch(generator):
         drawn = [draw(batch // len(plans), generator) for draw in plans]
@@ -135,7 +136,7 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
 
 def sheet_of(views: ViewSet, config: AutoReconstructorConfig):
     """sheet(model) for `training.train`: for two objects the picture and seven other views: truth, with skips, without."""
-    some = MultiView(views, 1, 7, background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
+    some = MultiView(views, 1, 7, "ring", background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def sheet(model):

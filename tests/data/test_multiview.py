@@ -116,6 +116,17 @@ def test_all_views_are_drawn_equally_often(shapes):
     assert ((count - expected) ** 2 / expected).sum(1).max() < 40  # chi-square, 11 degrees of freedom: p = 4e-5
 
 
+def test_inputs_of_the_ring(shapes):
+    plan, seen = MultiView(shapes, 2, 5, inputs="ring"), set()
+    for seed in range(30):
+        views = plan.batch([0, 1, 2], generator(seed)).views
+        assert all(len(set(row)) == 7 for row in views.tolist())
+        seen |= set(views[:, :2].flatten().tolist())
+    assert seen == set(range(8))  # each of them, and none of those that stand elsewhere for each object
+    with pytest.raises(ValueError, match="the ring has 8 views"):
+        MultiView(shapes, 9, 1, inputs="ring")
+
+
 def test_orthogonal_inputs(shapes):
     assert orthogonal_sets(shapes.cameras).tolist() == [[(s + k) % 8 for k in (0, 2, 4, 6)] for s in range(8)]
     assert orthogonal_sets(shapes.cameras, front_only=True).tolist() == [[0, 2, 4, 6]]
