@@ -143,5 +143,6 @@ def view_set(captures: list[Capture], captions: list[str], split: str = "train",
                 cloud = torch.cat([at, towards, capture.images[v, y, x, :3]], 1)
         clouds.append(cloud)
     images = torch.stack([(c.images * 255).round().to(torch.uint8) for c in captures])
-    meta = [{"id": c.names[0], "caption": caption, "split": split} for c, caption in zip(captures, captions, strict=True)]
+    meta = [{"id": f"{i:05d} {c.names[0]}", "caption": caption, "split": split}
+            for i, (c, caption) in enumerate(zip(captures, captions, strict=True))]
     return ViewSet(images, Cameras.stack([c.cameras for c in captures]), torch.stack(clouds), meta)

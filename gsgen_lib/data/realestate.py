@@ -37,6 +37,8 @@ def load_realestate(cameras: str | Path, frames_folder: str | Path, size: int = 
         if not words[0].isdigit():
             raise ValueError(f"{where}: wanted a time in microseconds first, got {words[0]!r}")
         fx, fy, cx, cy = values[:4]
+        if any(values[4:6]):
+            raise ValueError(f"{where}: wanted 0 0 after the lens, got {values[4]}, {values[5]}: distorted frames are not read")
         if min(fx, fy) <= 0:
             raise ValueError(f"{where}: wanted positive focal lengths, got {fx}, {fy}")
         picture = read_picture(find_picture(folder, words[0], where)).convert("RGB")

@@ -44,7 +44,7 @@ CHUNK = 64  # toys rendered at a time
 
 def write_shards(out: Path, source: str = "train", count: int | None = None, size: int = 64, per_shard: int = 64,
                  seed: int = 0) -> int:
-    """Write a training set as shards; an unfinished folder is begun again.
+    """Write a training set as shards; an unfinished folder is begun again, a finished one is refused.
 
     out: folder; source: a split of the shipped objects (train, val), "toys", or a folder of objects with split "train"; count:
     objects, all if not given (toys need it); size: pixels of toys; per_shard: objects in a tar file; seed: of the toys, and of
@@ -64,9 +64,11 @@ def write_shards(out: Path, source: str = "train", count: int | None = None, siz
         views = load_views(source, limit=count) if source in ("train", "val") else load_views("train", source, count)
         sets = iter([views[torch.randperm(len(views), generator=torch.Generator().manual_seed(seed)).tolist()]])
     out = Path(out)
+    if (out / INDEX).is_file():
+        raise ValueError(f"out: {out} holds a finished set; delete it, or take another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for old in [out / INDEX, *out.glob("*.tar")]:
-        old.unlink(missing_ok=True)
+    for old in out.glob("[0-9]" * 6 + ".tar"):
+        old.unlink()
     written, sizes = 0, set()
     with webdataset.ShardWriter(str(out / "%06d.tar").replace("\\", "/"), maxcount=per_shard, verbose=0, mtime=0.0) as writer:
         for views in sets:

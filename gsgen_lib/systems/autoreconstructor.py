@@ -22,7 +22,8 @@ Skips carry the encoder's first features past the code into the last layers of t
 texture. They could carry everything, and the code would go dead. So in training all skips of a scene are set to 0 at random
 (`keep`); later they may be weighted by 1, 0.5 or 0.
 
-    L = .8 |rgb - rgb*|^2 + .2 (1 - SSIM) + .01 LPIPS + `weight_kl` KL( N(mu, sigma^2) | N(0, 1) )  + |alpha - alpha*|^2
+    L = .8 |rgb - rgb*|^2 + .2 (1 - SSIM) + .01 LPIPS + `weight_kl` KL( N(mu, sigma^2) | N(0, 1) )
+      + `weight_alpha` |alpha - alpha*|^2
 
 over the picture itself and other views. LPIPS comes in a second stage; its weight is set in `autoreconstructor_training`.
 
@@ -152,6 +153,9 @@ class AutoReconstructor(nn.Module):
         if h.shape[1:] != one or cameras.viewmats.shape[:2] != (b, 1) or (cameras.width, cameras.height) != (s, s):
             raise ValueError(f"h, cameras: got {tuple(h.shape)} and {tuple(cameras.viewmats.shape[:-2])} cameras of "
                              f"{cameras.width} x {cameras.height}, wanted (B, {', '.join(map(str, one))}), (B, 1), {s} x {s}")
+        sizes = [(b, w, s // 2**k, s // 2**k) for k, w in enumerate(self.config.widths[:2])]
+        if len(skips) and [tuple(skip.shape) for skip in skips] != sizes:
+            raise ValueError(f"skips: got shapes {[tuple(skip.shape) for skip in skips]}, wanted {sizes}, or () for none")
         keep = torch.as_tensor(keep, dtype=h.dtype, device=h.device).expand(b)[:, None, None, None]
         x = self.up_talk(self.up_begin(self.begin(h)), 1)
         for layer in self.up:

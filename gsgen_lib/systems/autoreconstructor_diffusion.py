@@ -212,7 +212,8 @@ class OneImage:
         if len(rgba) != 1 or count < 1:
             raise ValueError(f"rgba, count: got {len(rgba)} pictures, {count} scenes, wanted one picture and at least one scene")
         told, there = self.seen(rgba, mask), Cameras.stack([cameras] * count)
-        skips = [skip.expand(count, -1, -1, -1) for skip in self.var.encode(rgba)[3]]
+        shown = rgba if mask is None else patches(rgba, mask)  # skips must not show what is hidden
+        skips = [skip.expand(count, -1, -1, -1) for skip in self.var.encode(shown)[3]]
         h = self.draw(told[[0] * count], generator=generator, **settings)
         scenes = self.var.splats(self.var.decode(h, there, skips, keep))
         if not behind:
@@ -232,7 +233,7 @@ def load_one_image(name: str | Path = "code_diffusion", device: str = "cpu",
     denoiser = pretrained.load_network(name, CodeDenoiser, CodeDiffusionConfig, device)
     card = pretrained.read_card(pretrained.checked_folder(name))
     autoreconstructor = autoreconstructor or card.get("autoreconstructor", "autoreconstructor")
-    found = pretrained.read_card(pretrained.checked_folder(autoreconstructor))["sha256"]["model.safetensors"]
+    found = str(pretrained.read_card(pretrained.checked_folder(autoreconstructor))["sha256"].get("model.safetensors"))
     if card.get("autoreconstructor_sha256") != found:
         raise ValueError(f"{autoreconstructor}: sha256 of its weights is {found[:12]}..., but {name} learned with "
                          f"{str(card.get('autoreconstructor_sha256'))[:12]}...")

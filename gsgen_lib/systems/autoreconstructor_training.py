@@ -69,16 +69,18 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
 
 def batches(sets: list, batch: int, kept: float = KEPT):
     """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
-    sets: real objects, which may be mirrored, and toys, or toys alone; each in memory or streamed."""
+    sets: of real objects and of toys, from which a batch takes equal shares; each in memory or streamed."""
     plans = [drawn_from(one, 1, OTHERS, inputs="ring", background=None) for one in sets]
+    if batch % len(plans):
+        raise ValueError(f"batch: got {batch}, wanted a multiple of the number of sets, {len(plans)}")
 
     def draw_batch(generator):
         drawn = [draw(batch // len(plans), generator) for draw in plans]
         rgba = torch.cat([d.images for d in drawn])
         cameras = replace(drawn[0].cameras, viewmats=torch.cat([d.cameras.viewmats for d in drawn]),
                           Ks=torch.cat([d.cameras.Ks for d in drawn]))
-        first = batch // len(plans) if len(plans) > 1 else 0
-        turn = (torch.rand(batch, generator=generator) < 0.5) & (torch.arange(batch) < first)
+        real = torch.tensor([not name.startswith("toy_") for d in drawn for name in d.ids])
+        turn = (torch.rand(batch, generator=generator) < 0.5) & real
         rgba, cameras = mirrored(recoloured(rgba, generator), cameras, turn)
         return rgba, cameras.viewmats, cameras.Ks, (torch.rand(batch, generator=generator) < kept).float()
 
@@ -101,17 +103,18 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
     if not 0 <= kept <= 1:
         raise ValueError(f"kept: got {kept}, wanted 0 to 1")
     p, out = PRESETS[preset], Path(out or "runs/autoreconstructor")
+    if min(p["steps"] if steps is None else steps, p["fine_steps"] if fine_steps is None else fine_steps) < 1:
+        raise ValueError(f"steps, fine_steps: got {steps}, {fine_steps}, wanted at least 1 each")
     config = AutoReconstructorConfig(skips=skips, gaussians=gaussians, variational=variational, weight_ssim=weight_ssim,
                                      weight_kl=weight_kl, **p["model"])
     model = seeded(lambda: AutoReconstructor(config), seed)
     sources, shown = training_objects(p, config.size, seed, out.parent, shards)
     draw, seconds = batches(sources, p["batch"], kept), 0.0
-    for folder, count, lr, lpips in ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0),
-                                     (out, p["fine_steps"] if fine_steps is None else fine_steps, p["lr"] / 3, weight_lpips)):
-        if not count:
-            continue
-        plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.05, ema_decay=0.999, checkpoint_every=250, seed=seed,
-                           precision="bf16")
+    stages = ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0, seed),
+              (out, p["fine_steps"] if fine_steps is None else fine_steps, p["lr"] / 3, weight_lpips, seed + 1))  # other batches
+    for folder, count, lr, lpips, own_seed in stages:
+        plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.05, ema_decay=0.999, checkpoint_every=250,
+                           seed=own_seed, precision="bf16")
 
         def loss_fn(network, data, generator, lpips=lpips):
             rgba, viewmats, Ks, keep = data

@@ -69,6 +69,8 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     p, out = PRESETS[preset], Path(out or "runs/code_diffusion")
+    if min(p["steps"] if steps is None else steps, p["masked_steps"] if masked_steps is None else masked_steps) < 1:
+        raise ValueError(f"steps, masked_steps: got {steps}, {masked_steps}, wanted at least 1 each")
     var = load_autoreconstructor(autoreconstructor)
     digest = pretrained.read_card(pretrained.checked_folder(autoreconstructor))["sha256"]["model.safetensors"]
     v = var.config
@@ -80,17 +82,18 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
 
     def loss_fn(network, data, generator):
         picture, aim, behind, mask, drop = data
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):  # as it will be asked
             mu, logvar, _, _ = var.encode(aim)
             seen = Seen(var.encode(patches(picture, mask))[2], mask, behind).dropped(drop)
         h = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator).to(mu)
         return code_loss(network, model, model.scale(h), seen, generator)
 
     seconds = 0.0
-    for folder, count, lr, masked in ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0),
-                                      (out, p["masked_steps"] if masked_steps is None else masked_steps, p["lr"] / 3, MASKED)):
-        plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.01, ema_decay=0.999, checkpoint_every=500, seed=seed,
-                           precision="bf16")
+    stages = ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0, seed),
+              (out, p["masked_steps"] if masked_steps is None else masked_steps, p["lr"] / 3, MASKED, seed + 1))  # other batches
+    for folder, count, lr, masked, own_seed in stages:
+        plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.01, ema_decay=0.999, checkpoint_every=500,
+                           seed=own_seed, precision="bf16")
         facts = {"network": asdict(config), "autoreconstructor": digest, "masked": masked}
         result = train(model, loss_fn, batches(sets, p["batch"], config.cells, masked), plan, folder, sheet_of(var, shown),
                        minutes, device, facts=facts)

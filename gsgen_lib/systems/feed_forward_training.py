@@ -132,6 +132,8 @@ def batches(sets: list, batch: int, chance: float):
     """draw_batch for `training.train`, of equal shares of the sets, each in memory or streamed (`multiview.drawn_from`): truth
     (B, V, S, S, 4), inputs first; viewmats and Ks (B, V, ...); inputs (B, m, S, S, 4), bent or not; their viewmats, turned or
     not; m."""
+    if batch % len(sets):
+        raise ValueError(f"batch: got {batch}, wanted a multiple of the number of sets, {len(sets)}")
     plans = {}
     for count, how in ((4, "orthogonal"), *[(n, "random") for n in (1, 2, 3, 4, 6, 8)]):
         plans[count, how] = [drawn_from(one, count, 5, inputs=how, background=None) for one in sets]
@@ -226,7 +228,7 @@ def training_objects(preset: dict, size: int, seed: int, folder: Path, shards: s
             high, wide = read_index(name)["size"]
             if (high, wide) != (size, size):
                 raise ValueError(f"shards: {name} holds pictures of {wide} x {high} pixels, wanted {size} x {size}")
-        return [from_shards(name) for name in folders], next(stream(folders[0]))
+        return [from_shards(name) for name in folders], next(stream(folders[0], buffer=1))
     real = load_views("train", limit=preset["real"])
     with first_alone():
         toys = toy_views(preset["toys"], TOY_SEED + seed, size, folder=folder / f"toys_{size}_{preset['toys']}")

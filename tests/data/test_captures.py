@@ -233,6 +233,7 @@ def test_realestate_names_file_and_line(tmp_path, toy):
     good = file.read_text().splitlines()
     for line, said in ((good[3] + " 7", "18 finite numbers"), (good[3].replace(good[3].split()[1], "x", 1), "18 finite"),
                        ("abc " + good[3].split(maxsplit=1)[1], "a time"), ("77 " + good[3].split(maxsplit=1)[1], "no photo"),
+                       (" ".join([*good[3].split()[:5], "0.1", *good[3].split()[6:]]), "distorted"),
                        (" ".join([good[3].split()[0], "-1", *good[3].split()[2:]]), "positive")):
         file.write_text("\n".join([*good[:3], line, *good[4:]]))
         with pytest.raises((ValueError, FileNotFoundError), match=said) as refused:

@@ -101,8 +101,14 @@ def test_a_shipped_split_and_a_folder(tmp_path):
     assert {one.meta[0]["split"] for one in first(tmp_path / "a", 3)} == {"val"}
     write_shards(tmp_path / "b", "toys", count=2, size=8)
     assert read_index(tmp_path / "b") == {"objects": 2, "views": 24, "size": [8, 8], "shards": ["000000.tar"]}
-    write_shards(tmp_path / "b", "val", count=1)  # written again: nothing of the old ones stays
-    assert read_index(tmp_path / "b")["objects"] == 1 and len(list((tmp_path / "b").glob("*.tar"))) == 1
+    with pytest.raises(ValueError, match="finished set"):
+        write_shards(tmp_path / "b", "val", count=1)
+    (tmp_path / "b" / "index.json").unlink()  # as if it had been interrupted
+    (tmp_path / "b" / "000007.tar").write_bytes(b"half")
+    (tmp_path / "b" / "letters.tar").write_bytes(b"mine")
+    write_shards(tmp_path / "b", "val", count=1)
+    assert read_index(tmp_path / "b")["objects"] == 1
+    assert sorted(p.name for p in (tmp_path / "b").glob("*.tar")) == ["000000.tar", "letters.tar"]
 
 
 def test_wrong_input_is_named(tmp_path, folder):

@@ -240,7 +240,8 @@ def test_hue_is_a_rotation_about_grey():
 
 
 def test_batches_hold_both_kinds_and_mirror_only_real_ones(toys):
-    noise = replace(toys, images=torch.randint(256, toys.images.shape, generator=gen(), dtype=torch.uint8))  # nothing symmetric
+    views = replace(toys, meta=[m | {"id": f"real {i}"} if i < 2 else m for i, m in enumerate(toys.meta)])
+    noise = replace(views, images=torch.randint(256, toys.images.shape, generator=gen(), dtype=torch.uint8))  # nothing symmetric
     alphas, kept, seen = noise.images[..., 3].float() / 255, [], set()
     for seed in range(30):
         rgba, _, _, keep = batches([noise[:2], noise[2:]], 4)(gen(seed))
@@ -253,6 +254,8 @@ def test_batches_hold_both_kinds_and_mirror_only_real_ones(toys):
     assert seen == {(True, False), (True, True), (False, False)}
     assert 0.3 < np.mean(kept) < 0.7 and set(kept) == {0.0, 1.0}
     assert set(batches([toys], 4, kept=1.0)(gen())[3].tolist()) == {1.0}
+    with pytest.raises(ValueError, match="multiple of the number of sets, 3"):
+        batches([toys, toys, toys], 4)
 
 
 # ---- bad input
@@ -273,6 +276,8 @@ def test_wrong_input_is_named(batch):
         var.decode(torch.zeros(1, 4, 8, 8), Cameras.stack([one]))
     with pytest.raises(ValueError, match="h, cameras"):
         var.decode(torch.zeros(1, 4, 4, 4), Cameras.stack([Cameras.orbit(2, width=S, height=S)]))
+    with pytest.raises(ValueError, match="skips"):
+        var.decode(torch.zeros(2, 4, 4, 4), Cameras.stack([one] * 2), var.encode(torch.rand(1, S, S, 4))[3])
     with pytest.raises(ValueError, match="wanted one"):
         var.reconstruct(torch.rand(2, S, S, 4), Cameras.orbit(2, width=S, height=S))
     with pytest.raises(ValueError, match="rgba: got numbers"):

@@ -96,6 +96,19 @@ def test_masked_patches_are_never_seen(sampler):
     assert bool((hole[..., :3] == 1).all()) and bool((hole[..., 3] == 0).all())
 
 
+def test_a_hidden_half_changes_no_sample(sampler, picture):
+    """Neither through the features nor through the skips."""
+    rgba, camera = picture
+    mask = torch.ones(1, 1, CELLS, CELLS)
+    mask[..., CELLS // 2:] = 0
+    changed = rgba.clone()
+    changed[:, :, S // 2:] = torch.rand(1, S, S // 2, 4, generator=gen(7))
+    told = [sampler.sample(x, camera, mask=mask, steps=2, generator=gen()) for x in (rgba, changed)]
+    assert torch.equal(told[0].opacities, told[1].opacities) and torch.equal(told[0].means, told[1].means)
+    free = [sampler.sample(x, camera, steps=2, generator=gen()) for x in (rgba, changed)]
+    assert not torch.equal(free[0].opacities, free[1].opacities)  # negative control
+
+
 def test_opposite_cameras_stand_opposite_at_the_same_height():
     cameras = Cameras.orbit(5, elevation=[-20.0, 0, 10, 30, 60], width=8, height=8)
     there = opposite(cameras)
