@@ -52,7 +52,7 @@ PRESETS = {
 def grid_warp(images: Tensor, strength: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
     """Pictures (N, H, W, 4), straight alpha, each bent along both axes by 8 to 16 strips of random width.
 
-    >>> x = torch.rand(2, 16, 16, 4)
+    >>> x = 0.5 + 0.5 * torch.rand(2, 16, 16, 4)  # where alpha is next to 0 a colour means nothing
     >>> torch.allclose(grid_warp(x, 0.0), x, atol=1e-5)
     True
     """
