@@ -112,13 +112,7 @@ def lifted(capture: Capture) -> Tensor:
     """World points (V, S, S, 3) that the depths show; those of depth 0 mean nothing. ValueError where there are no depths."""
     if capture.depths is None:
         raise ValueError("capture: got one without depths")
-    cameras = capture.cameras
-    s = cameras.width
-    at = torch.arange(s) + 0.5
-    K, W = cameras.Ks, cameras.viewmats
-    x = (at[None, None, :] - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
-    y = (at[None, :, None] - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
-    local = capture.depths * torch.stack(torch.broadcast_tensors(x, y, torch.ones_like(x)), -1)  # (V, S, S, 3)
+    W, local = capture.cameras.viewmats, capture.depths * capture.cameras.through_pixels()  # (V, S, S, 3)
     return (local - W[:, None, None, :3, 3]) @ W[:, None, :3, :3]  # R^T (p - t) for rows p
 
 

@@ -12,7 +12,7 @@ An entry's viewpoint has PyTorch3D's axes and units. For a row x of the world,
 A depth is a half float whose 16 bits are stored as a whole number, times `scale_adjustment`; in the units of the cameras.
 
 Source: the data types and loaders of CO3D's repository describe the format; all code and text here are our own. The collection
-is large and has its own licence (CC BY-NC 4.0); nothing of it ships. Used by notebook 08.
+is large and has its own licence; nothing of it ships. Used by notebook 08.
 """
 
 from __future__ import annotations

@@ -168,12 +168,12 @@ class Cameras:
         R, t = self.viewmats[..., :3, :3], self.viewmats[..., :3, 3]
         return -(R.transpose(-1, -2) @ t[..., None])[..., 0]
 
-    def rays(self) -> tuple[Tensor, Tensor]:
-        """Through each pixel centre: origins and unit directions in the world, both (..., V, H, W, 3).
+    def through_pixels(self) -> Tensor:
+        """Through each pixel centre, in the camera's frame: K^-1 (u, v, 1), (..., V, H, W, 3). Its z is 1, so that times a depth
+        along the optical axis it is the point there.
 
-        >>> origins, directions = Cameras.orbit(2, width=6, height=4).rays()
-        >>> directions.shape
-        torch.Size([2, 4, 6, 3])
+        >>> Cameras.orbit(1, width=3, height=3).through_pixels()[0, 1, 1]
+        tensor([0., 0., 1.])
         """
         opts = dict(device=self.device, dtype=self.viewmats.dtype)
         u = torch.arange(self.width, **opts) + 0.5
@@ -181,8 +181,16 @@ class Cameras:
         K = self.Ks[..., None, None, :, :]  # (..., V, 1, 1, 3, 3)
         y = (v[:, None] - K[..., 1, 2]) / K[..., 1, 1]  # (..., V, H, 1)
         x = (u[None, :] - K[..., 0, 2] - K[..., 0, 1] * y) / K[..., 0, 0]  # (..., V, H, W)
-        d_cam = torch.stack([x, y.expand_as(x), torch.ones_like(x)], -1)  # (..., V, H, W, 3)
-        d = torch.einsum("...ji,...hwj->...hwi", self.viewmats[..., :3, :3], d_cam)  # R^T d
+        return torch.stack([x, y.expand_as(x), torch.ones_like(x)], -1)
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Through each pixel centre: origins and unit directions in the world, both (..., V, H, W, 3).
+
+        >>> origins, directions = Cameras.orbit(2, width=6, height=4).rays()
+        >>> directions.shape
+        torch.Size([2, 4, 6, 3])
+        """
+        d = torch.einsum("...ji,...hwj->...hwi", self.viewmats[..., :3, :3], self.through_pixels())  # R^T d
         d = torch.nn.functional.normalize(d, dim=-1)
         return self.centers[..., None, None, :].expand_as(d), d
 

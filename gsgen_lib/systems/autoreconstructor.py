@@ -194,10 +194,7 @@ def splatter(raw: Tensor, cameras: Cameras, near: float, far: float) -> Gaussian
     """
     o, d, offset, s, q, c = raw.split([count for count, _, _ in HEAD.values()], -1)
     K, W = cameras.Ks[:, 0], cameras.viewmats[:, 0]  # (B, 3, 3), (B, 4, 4)
-    at = torch.arange(raw.shape[1], device=raw.device, dtype=raw.dtype) + 0.5
-    x = (at[None, None, :] - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]  # (B, 1, S)
-    y = (at[None, :, None] - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
-    through = torch.stack(torch.broadcast_tensors(x, y, torch.ones_like(x)), -1)[:, :, :, None]  # (B, S, S, 1, 3)
+    through = cameras.through_pixels()[:, 0, :, :, None]  # (B, S, S, 1, 3)
     depth = near + (far - near) * torch.sigmoid(d)  # (B, S, S, M, 1)
     means = (depth * through + offset).flatten(1, 3)  # (B, N, 3), camera
     R, t = W[:, :3, :3], W[:, :3, 3]

@@ -23,12 +23,10 @@ from torch import Tensor
 
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.dreamgaussian_sample import without_specks
+from gsgen_lib.systems.dreamgaussian_sample import off_background, without_specks
 from gsgen_lib.systems.feed_forward import FeedForward, most_opaque
 from gsgen_lib.systems.prior import Prior, set_prompts
 from gsgen_lib.systems.splat_diffusion import SplatDiffusion
-
-NEAR, FAR = 0.05, 0.15  # differences from the colour of the background, of what is surely it, and of what is surely not
 
 
 @torch.no_grad()
@@ -55,7 +53,7 @@ def from_views(prior: Prior, network: FeedForward, caption: str, count: int = 20
 
 
 def cut_out(views: Tensor) -> Tensor:
-    """Alpha for opaque pictures (V, S, S, 3) of one object on plain backgrounds: what differs from the colour of the border.
+    """Alpha for opaque pictures (V, S, S, 3) of one object on plain backgrounds, a guess: `off_background`, without dust.
 
     Returns (V, S, S, 4); colours of half covered pixels have the background taken out.
 
@@ -64,17 +62,16 @@ def cut_out(views: Tensor) -> Tensor:
     >>> cut_out(views)[0, [0, 8], 8].tolist()[1][3], cut_out(views)[..., 3].sum().item()
     (1.0, 64.0)
     """
+    from scipy.ndimage import binary_dilation
+
     found = []
     for view in views:
-        border = torch.cat([view[0], view[-1], view[:, 0], view[:, -1]])
-        color = border.median(0).values
-        alpha = (((view - color).abs().amax(-1) - NEAR) / (FAR - NEAR)).clamp(0, 1)
-        if bool((alpha > 0.5).any()):  # no dust around the object
-            whole = torch.from_numpy(without_specks(np.asarray((alpha > 0.5).cpu()), 0.02)).to(alpha)
-            near = F.max_pool2d(whole[None, None], 3, 1, 1)[0, 0]
-            alpha = alpha * near
-        rgb = (view - (1 - alpha[..., None]) * color) / alpha[..., None].clamp_min(1e-3)
-        found.append(torch.cat([torch.where(alpha[..., None] > 0, rgb.clamp(0, 1), 1.0), alpha[..., None]], -1))
+        alpha, color, _ = off_background(view.cpu().numpy())
+        if (alpha > 0.5).any():  # no dust around the object
+            alpha = alpha * binary_dilation(without_specks(alpha > 0.5, 0.02), np.ones((3, 3)))
+        alpha, color = (torch.from_numpy(np.ascontiguousarray(x)).to(view) for x in (alpha[..., None], color))
+        rgb = (view - (1 - alpha) * color) / alpha.clamp_min(1e-3)
+        found.append(torch.cat([torch.where(alpha > 0, rgb.clamp(0, 1), 1.0), alpha], -1))
     return torch.stack(found)
 
 

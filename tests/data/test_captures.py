@@ -14,24 +14,15 @@ from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.realestate import load_realestate
 from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
+from tests.data.test_posed import odd_cameras
 
 W, H, V, S = 150, 110, 6, 40
 FLIP = np.diag([-1.0, -1.0, 1.0])
 
 
-def odd_cameras():
-    """Around the object, unequal focal lengths, a principal point off the middle, not level, and far away."""
-    cameras = Cameras.orbit(V, radius=1.9, elevation=[-10.0, 0, 20, 30, 10, 5], width=W, height=H)
-    Ks = cameras.Ks.clone()
-    Ks[:, 0, 0] *= 1.05
-    Ks[:, 0, 2] += 10.0
-    Ks[:, 1, 2] -= 4.0
-    return Cameras(cameras.viewmats, Ks, W, H)
-
-
 @pytest.fixture(scope="module")
 def toy():
-    mesh, cameras = sample_toy(np.random.default_rng(4), "house").mesh, odd_cameras()
+    mesh, cameras = sample_toy(np.random.default_rng(4), "house").mesh, odd_cameras(W, H, (-10.0, 0.0, 20.0, 30.0, 10.0, 5.0))
     return mesh, cameras, render_mesh(mesh, cameras)
 
 
@@ -97,9 +88,9 @@ def write_realestate(root, toy):
     return root / "cameras" / "0a1b.txt", root / "frames" / "0a1b"
 
 
-def off(toy, capture: Capture, shift=0.0) -> float:
+def off(toy, capture: Capture, shift=0.0, colors=False) -> float:
     """How far the captured pictures are from those that the true object gives for the captured cameras, brought back into its
-    world by their centres alone: mean difference of alpha."""
+    world by their centres alone: mean difference of alpha, or of colours on white."""
     mesh, cameras, _ = toy
     ours, theirs = capture.cameras.centers.double(), cameras.centers.double()
     a, b = ours - ours.mean(0), theirs - theirs.mean(0)
@@ -113,6 +104,9 @@ def off(toy, capture: Capture, shift=0.0) -> float:
     Ks = capture.cameras.Ks.clone()
     Ks[:, :2, 2] += shift
     again = render_mesh(mesh, Cameras(there.float(), Ks, S, S)).rgba
+    if colors:
+        white = again[..., :3] * again[..., 3:] + 1 - again[..., 3:]
+        return float(np.abs(white - capture.images[..., :3].numpy()).mean())
     return float(np.abs(again[..., 3] - capture.images[..., 3].numpy()).mean())
 
 
@@ -223,9 +217,8 @@ def test_co3d_damaged_files_are_named(tmp_path, toy):
 def test_realestate_cameras_see_what_the_pictures_show(tmp_path, toy):
     capture = load_realestate(*write_realestate(tmp_path, toy), S)
     assert torch.pdist(capture.cameras.centers).max() == pytest.approx(1.0, rel=1e-4) and capture.depths is None
-    shown = 1 - (capture.images[..., :3].amin(-1, keepdim=True) > 0.999).float()  # all but white
-    masked = Capture(torch.cat([capture.images[..., :3], shown], -1), capture.cameras, None, capture.names, 1.0)
-    assert off(toy, masked) < 0.035 and off(toy, masked, shift=1.0) > 0.05  # the second: a negative control
+    assert off(toy, capture, colors=True) < 0.01
+    assert off(toy, capture, 0.5, colors=True) > 0.02  # negative control: half a pixel
 
 
 def test_realestate_names_file_and_line(tmp_path, toy):

@@ -19,9 +19,9 @@ FORMATS = pytest.mark.parametrize("save, load", [(save_transforms, load_transfor
                                   ids=["transforms", "colmap"])
 
 
-def odd_cameras(width=40, height=30):
+def odd_cameras(width=40, height=30, elevation=(-20.0, 0.0, 30.0, 60.0, 10.0)):
     """Views from all around with unequal focal lengths and a principal point off the middle."""
-    cameras = Cameras.orbit(5, radius=1.7, elevation=[-20.0, 0.0, 30.0, 60.0, 10.0], width=width, height=height)
+    cameras = Cameras.orbit(len(elevation), radius=1.7, elevation=list(elevation), width=width, height=height)
     Ks = cameras.Ks.clone()
     Ks[:, 0, 0] *= 1.1
     Ks[:, 0, 2] += 2.3
