@@ -46,7 +46,7 @@ def photos(batch: int, views: int, size: int, device: str) -> tuple[torch.Tensor
 
 
 def systems(device: str) -> dict:
-    """name -> (network, preset, loss of so many objects, optimiser steps of both stages)."""
+    """name -> (network, preset, loss of so many objects)."""
     found = {}
     for name, backbone in (("feed-forward, unet", "unet"), ("feed-forward, transformer", "transformer")):
         preset = feed_forward_training.PRESETS["gpu"]
@@ -77,10 +77,12 @@ def systems(device: str) -> dict:
     preset = code_training.PRESETS["gpu"]
     codes = seeded(lambda: CodeDenoiser(CodeDiffusionConfig(cells=16, features=256, **preset["model"])), 0).to(device)
 
-    def codes_loss(batch):
-        seen = Seen(torch.randn(batch, 256, 16, 16, device=device), torch.ones(batch, 1, 16, 16, device=device),
-                    torch.zeros(batch, device=device))
-        return code_loss(codes, codes, torch.randn(batch, 4, 16, 16, device=device), seen)
+    def codes_loss(batch):  # the frozen encoder reads two pictures of each object
+        rgba = photos(batch, 2, 128, device)[0]
+        with torch.no_grad():
+            h, features = var.encode(rgba[:, 0])[0], var.encode(rgba[:, 1])[2]
+        seen = Seen(features, torch.ones(batch, 1, 16, 16, device=device), torch.zeros(batch, device=device))
+        return code_loss(codes, codes, h, seen)
 
     found["diffusion over its codes"] = (codes, preset, codes_loss)
     return found
@@ -137,11 +139,13 @@ def main(steps: int = 2) -> dict:
             row["GB"] = f"{peak / 1e9:.1f}"
         else:
             seconds = batch * measured(loss, network, 1, steps)
-            row["GB"] = f"{(batch * kept_bytes(loss, 1) + BYTES * parameters) / 1e9:.1f}"
+            one = kept_bytes(loss, 2) - kept_bytes(loss, 1)  # weights are kept as well, but not once for each object
+            row["GB"] = f"{(batch * one + BYTES * parameters) / 1e9:.1f}"
             row["hours at 30 TFLOP/s"] = f"{count * operations / SPEED / 3600:.1f}"
         row |= {"seconds, step": f"{seconds:.2f}", "hours, this machine": f"{count * seconds / 3600:.0f}",
                 "GFLOP/s reached": f"{operations / seconds / 1e9:.0f}"}
         rows.append(row)
     how = "Measured on the GPU." if cuda else "Measured with one object, times the batch."
-    note = f"Presets 'gpu', pictures of 128 x 128 pixels. {how} GB in single precision; half precision keeps about half."
+    precision = "with half precision" if cuda else "in single precision; half precision keeps about half"
+    note = f"Presets 'gpu', pictures of 128 x 128 pixels. {how} GB {precision}. LPIPS in every step, where a preset has it."
     return {"name": "presets", "rows": rows, "bars": [], "note": note}

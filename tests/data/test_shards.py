@@ -90,6 +90,18 @@ def test_batches_of_shards_and_of_memory(folder):
     assert torch.equal(again.images, drawn_from(views, 2, 3)(4, torch.Generator().manual_seed(3)).images)
 
 
+def test_each_process_of_a_training_streams_its_own_share(folder, monkeypatch):
+    seen, told = [], []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda seed, first: told.append(first) or seed.fill_(7))
+    for rank, count in ((0, 12), (1, 8)):  # their generators differ, the order of the shards must not
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        seen.append(set(from_shards(folder, buffer=3)(count, torch.Generator().manual_seed(rank)).ids))
+    assert told == [0, 0] and len(seen[0] | seen[1]) == 20 and not seen[0] & seen[1]
+
+
 def test_joined_keeps_the_order():
     a, b = (toy_views(2, k, 16, 3, points=4, progress=False) for k in range(2))
     both = joined([a, b])

@@ -11,6 +11,7 @@ from gsgen_lib.diffusion import alphas_cumprod_of, scaled_linear_betas
 from gsgen_lib.pretrained import read_card
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems import autoreconstructor_training, code_training
 from gsgen_lib.systems.autoreconstructor import AutoReconstructor, AutoReconstructorConfig
 from gsgen_lib.systems.autoreconstructor_diffusion import (
     CodeDenoiser,
@@ -209,6 +210,28 @@ def trained(tmp_path_factory):
     train_autoreconstructor(out / "var", preset="tiny", device="cpu")
     card = train_codes(out / "codes", preset="tiny", autoreconstructor=str(out / "var" / "model"), device="cpu")
     return out, card
+
+
+def test_stages_differ_in_lpips_masks_and_batches(trained, tmp_path, monkeypatch):
+    seen = {"lpips": [], "first picture": [], "masked": []}
+    real_loss, real_patches = autoreconstructor_training.var_loss, code_training.patches
+
+    def spied_loss(network, config, truth, cameras, keep, weight_lpips, generator):
+        seen["lpips"].append(weight_lpips)
+        seen["first picture"].append(truth[0, 0].sum().item())
+        return real_loss(network, config, truth, cameras, keep, weight_lpips, generator)
+
+    def spied_patches(rgba, mask):
+        seen["masked"].append(bool((mask == 0).any()))
+        return real_patches(rgba, mask)
+
+    monkeypatch.setattr(autoreconstructor_training, "var_loss", spied_loss)
+    monkeypatch.setattr(code_training, "patches", spied_patches)
+    monkeypatch.setattr(code_training, "MASKED", 1.0)
+    train_autoreconstructor(tmp_path / "var", preset="tiny", device="cpu", weight_lpips=0.03)
+    train_codes(tmp_path / "codes", preset="tiny", autoreconstructor=str(trained[0] / "var" / "model"), device="cpu")
+    assert seen["lpips"] == [0.0] * 4 + [0.03] * 2 and len(set(seen["first picture"])) == 6
+    assert seen["masked"] == [False] * 4 + [True] * 2
 
 
 def test_what_was_trained_is_loaded_and_draws(trained, picture):

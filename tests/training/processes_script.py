@@ -1,14 +1,15 @@
 """What `test_processes.py` starts: a small training, by one process with batches of two, or by two with a batch each.
 
-    python -m tests.training.processes_script FOLDER STEPS MINUTES [one]
+    python -m tests.training.processes_script FOLDER STEPS MINUTES [one|nan]
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from gsgen_lib.training import TrainConfig, seeded, train
+from gsgen_lib.training import TrainConfig, is_first, seeded, train
 
 BATCH = 6
 
@@ -29,9 +30,21 @@ def loss(model, batch, generator):
     return {"loss": (model(x) - y).square().mean(), "largest": x.max()}
 
 
+def broken(model, batch, generator):
+    """Not finite in the second process alone, from its fourth step on."""
+    found = loss(model, batch, generator)
+    broken.calls += 1
+    return found | {"loss": found["loss"] * float("nan")} if broken.calls > 3 and not is_first() else found
+
+
+broken.calls = 0
+
 if __name__ == "__main__":
     folder, steps, minutes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1)), 0)
     config = TrainConfig(steps=steps, lr=0.02, warmup=5, checkpoint_every=20, ema_decay=0.9, seed=1)
-    train(model, loss, both if "one" in sys.argv else half, config, folder, device="cpu", progress=False,
-          minutes=None if minutes < 0 else minutes)
+    try:
+        train(model, broken if "nan" in sys.argv else loss, both if "one" in sys.argv else half, config, folder, device="cpu",
+              progress=False, minutes=None if minutes < 0 else minutes)
+    except FloatingPointError as error:  # noted by each process for itself
+        (Path(folder) / f"stopped_{'first' if is_first() else 'second'}.txt").write_text(str(error))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsgen_lib.pretrained import checked_folder
+from gsgen_lib.pretrained import checked_folder, load_network, save_network
+from gsgen_lib.systems.splat_diffusion import SplatDenoiser, SplatDiffusionConfig
 from gsgen_lib.training import load_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,24 @@ def test_two_processes_follow_one_with_twice_the_batch_and_resume(tmp_path):
         torch.testing.assert_close(again["model"][key], weight, rtol=1e-4, atol=1e-5)
     rows = [json.loads(line) for line in (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows][-1] == 120 and len({row["step"] for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
+    """Without waiting for each other, and before it is kept."""
+    run([*TWO, "--main_process_port", "29613", "-m"], "tests.training.processes_script", tmp_path / "nan", 120, -1.0, "nan")
+    said = {name: (tmp_path / "nan" / f"stopped_{name}.txt").read_text() for name in ("first", "second")}
+    assert all("at step 3" in text for text in said.values()) and "nan" in said["second"] and "nan" not in said["first"]
+    assert not (tmp_path / "nan" / "checkpoint.pt").exists()
+
+
+def test_only_the_first_process_writes_a_network(tmp_path, monkeypatch):
+    network = load_network("splat_diffusion", SplatDenoiser, SplatDiffusionConfig)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert save_network(network, tmp_path / "model", {"name": "x", "hours": 0.0}) == {} and not (tmp_path / "model").exists()
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert save_network(network, tmp_path / "model", {"name": "x", "hours": 0.0})["name"] == "x"
 
 
 @pytest.mark.slow
