@@ -166,6 +166,41 @@ def seeds_globally(notebook: NotebookNode) -> list[str]:
     ]
 
 
+DRAWS = ("rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli", "rand_like", "randn_like")
+LAYERS = re.compile(r"Linear|Bilinear|Embedding|Conv\w+|MultiheadAttention|GRU|LSTM|RNN|Transformer\w+")
+
+
+def draws_unseeded(notebook: NotebookNode) -> list[str]:
+    """No cell draws from the process's own generator: its outputs would differ from run to run, and a marked cell
+    would fail now and then. Looked at: torch.rand... without generator=, numpy's old functions, and networks whose
+    first weights are not drawn inside `seeded(...)` (layers of torch.nn, and classes of the notebook that have some).
+    """
+    if parses(notebook):
+        return []  # which says so
+    trees = {index: ast.parse(cell.source) for index, cell in code_cells(notebook)}
+    classes = {node.name for tree in trees.values() for node in ast.walk(tree)
+               if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Module") for base in node.bases)}
+    problems = []
+
+    def look(node: ast.AST, index: int) -> None:
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        module, _, last = name.rpartition(".")
+        if isinstance(node, ast.ClassDef) or last == "seeded":
+            return  # a class draws nothing until it is called, and seeded puts the generator back
+        if module == "torch" and last in DRAWS and "generator" not in [k.arg for k in node.keywords]:
+            problems.append(f"cell {index}: {name} without generator=")
+        elif module in ("np.random", "numpy.random") and last not in ("default_rng", "Generator", "SeedSequence"):
+            problems.append(f"cell {index}: {name} draws from numpy's global state; use np.random.default_rng(seed)")
+        elif name in classes or (module in ("nn", "torch.nn") and LAYERS.fullmatch(last)):
+            problems.append(f"cell {index}: the weights of {name} are not seeded; use seeded(lambda: ..., SEED)")
+        for child in ast.iter_child_nodes(node):
+            look(child, index)
+
+    for index, tree in trees.items():
+        look(tree, index)
+    return problems
+
+
 def parses(notebook: NotebookNode) -> list[str]:
     """Every code cell is plain Python, without magics, so that it runs as a script too."""
     problems = []

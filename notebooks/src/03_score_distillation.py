@@ -53,6 +53,7 @@ from gsgen_lib.systems.dream_metrics import around, caption_score, clipped, fron
 from gsgen_lib.systems.dreamgaussian import DreamConfig, ball, dream
 from gsgen_lib.systems.score_distillation import (ViewPrompts, annealed_time, distillation_loss, ism_gradient, random_time,
                                                   sds_gradient, sds_loss, view_shares)
+from gsgen_lib.training import seeded
 
 STARTED = time.perf_counter()
 FAST = True
@@ -126,7 +127,8 @@ def my_sds_loss(predict, x, t, eps, abar):
 
 
 abar = alphas_cumprod_of(linear_betas(1000)).double()
-network = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)).double()
+network = seeded(lambda: torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(),
+                                             torch.nn.Linear(32, 2)).double(), SEED)
 x, eps = torch.randn(2, 6, 2, generator=gen(), dtype=torch.float64)
 t = torch.tensor(300)
 slopes = {}

@@ -26,7 +26,7 @@ def problems_of(source, solved):
     notebook, path = committed(source, solved)
     problems = guard.in_step(notebook, notebook_source.build(source, solved))
     problems += guard.executed(notebook) + guard.marked(notebook, least=1 if solved else guard.MIN_MARKED)
-    problems += guard.seeds_globally(notebook) + guard.parses(notebook)
+    problems += guard.seeds_globally(notebook) + guard.draws_unseeded(notebook) + guard.parses(notebook)
     if path.stat().st_size > guard.MAX_BYTES:
         problems.append(f"{path.stat().st_size} bytes, at most {guard.MAX_BYTES}")
     if not solved:
@@ -170,6 +170,22 @@ def test_threads_and_global_seeds(tiny):
         assert len(guard.seeds_globally(notebook)) == 1, line
     tiny.cells[2].source += "\ntorch.Generator().manual_seed(0)"
     assert guard.seeds_globally(tiny) == []
+
+
+@pytest.mark.parametrize("line, found", [
+    ("x = torch.rand(2)", 1),
+    ("x = torch.randn(2, 3, generator=g)", 0),
+    ("x = np.random.rand(2)", 1),
+    ("x = np.random.default_rng(0).random(2)", 0),
+    ("net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh())", 1),
+    ("net = seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.Tanh()), SEED)", 0),
+    ("class Net(nn.Module):\n    def __init__(self):\n        self.a = nn.Linear(2, 2)", 0),
+    ("class Net(nn.Module):\n    pass\nnet = Net()", 1),
+    ("class Net(nn.Module):\n    pass\nnet = seeded(Net, SEED)", 0),
+])
+def test_draws_from_the_global_generator(tiny, line, found):
+    tiny.cells[2].source += f"\n{line}"
+    assert len(guard.draws_unseeded(tiny)) == found
 
 
 def test_magics(tiny):
