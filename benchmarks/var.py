@@ -1,18 +1,20 @@
 """One picture, many worlds: gsgen bench var [--part 0] [--json].
 
 1. One front view of objects that no training saw, `samples` scenes each: the Variational AutoReconstructor (code at its mean,
-   with skips at 1, 0.5 and 0; codes drawn), diffusion over its codes, with a second set from behind, the latent diffusion of
-   notebook 07, and the feed-forward network, a regression. PSNR over eight other views, in three bins by the angle from the
-   picture; LPIPS; KID of the views of one sample each to true views of validation objects; best of k.
+   with skips at 1, 0.5 and 0; codes drawn), diffusion over its codes, without skips, with a second set from behind (from as many
+   Gaussians as without), the latent diffusion of notebook 07, and the feed-forward network given one view (it was trained with
+   four; the fair regression is in part 2). PSNR over eight other views, PSNR and LPIPS in three bins by the angle from the
+   picture; KID of the views of one sample each to true views of validation objects, beside other true views; best of k.
 2. Arms of the AutoReconstructor (preset "experiment", `seeds` each): as shipped, no skips, skips never zeroed, one Gaussian for a
-   pixel, no variational sampling, no SSIM, no LPIPS, and three weights of the KL. Reliance: dB lost where each scene gets the
-   code of another. Codes that are drawn, too: without variational sampling nothing was learned of them.
-3. Diversity of the samples of one picture: distance of opaque centres, LPIPS on the seen and on the unseen side; beside it true
-   toys that have this very picture (their hidden attributes drawn again), through the autoencoder of notebook 06.
+   pixel, no variational sampling (a regression with the same backbone), no SSIM, no LPIPS, and three weights of the KL. Reliance:
+   dB lost where each scene gets the code of another. Disturbed: codes with noise of half the spread that codes of different
+   objects have. For two arms a diffusion over their codes is trained as well (preset "experiment"), and one sample is scored.
+3. What the picture does not show, on toys whose front hides an attribute: PSNR, LPIPS and gradient energy (over the true) of the
+   pixels that show an unseen surface. And the diversity of the samples of one picture: distance of opaque centres, LPIPS on the
+   seen and on the unseen side; beside it true toys that have this very picture (their hidden attributes drawn again), through the
+   autoencoder of notebook 06.
 4. Guidance from 0 to 4: diversity on the unseen side against PSNR of the seen.
-5. Where dreams begin: score distillation for STEPS steps from a ball, from a sample of the latent diffusion, and from four
-   painted views that the feed-forward network lifted; steps and seconds until the prompt scorer gives what the ball has in the
-   end.
+5. Where dreams begin: gsgen bench starts.
 6. Seconds of a sample and of a render.
 
 part: 1 to 6, or 0 for all. Means with 95 % intervals: bootstrap over objects, for arms over seeds and objects. PSNR is the mean
@@ -20,12 +22,12 @@ over pictures of that of each, on white.
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from gsgen_lib import bench
 from gsgen_lib.bench import bar, interval
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
@@ -39,24 +41,21 @@ from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.autoreconstructor import AutoReconstructor, load_autoreconstructor
 from gsgen_lib.systems.autoreconstructor_diffusion import OneImage, load_one_image
 from gsgen_lib.systems.autoreconstructor_training import train_autoreconstructor
-from gsgen_lib.systems.dream_metrics import around, caption_score, prompts_24
-from gsgen_lib.systems.dream_starts import from_latents, from_views, grown
-from gsgen_lib.systems.dreamgaussian import DreamConfig, dream
-from gsgen_lib.systems.feed_forward import load_feed_forward
+from gsgen_lib.systems.code_training import train_codes
+from gsgen_lib.systems.feed_forward import load_feed_forward, most_opaque
 from gsgen_lib.systems.feed_forward_metrics import cases
-from gsgen_lib.systems.one_image_metrics import best_of, diversity
-from gsgen_lib.systems.prior import load_prior
-from gsgen_lib.systems.prompt_scorer import load_scorer
+from gsgen_lib.systems.one_image_metrics import best_of, diversity, truth_but, unseen_pixels
 from gsgen_lib.systems.splat_diffusion import SplatDiffusion, load_splat_diffusion
-from gsgen_lib.systems.splat_diffusion_metrics import hidden_toys
+from gsgen_lib.systems.splat_diffusion_metrics import gradient_energy, hidden_toys
 
 TOY_SEED = 8_000_000  # the toys of bench feedforward
 ARMS = {"as shipped": {}, "no skips": {"skips": False}, "skips never zeroed": {"kept": 1.0}, "one Gaussian": {"gaussians": 1},
         "no variational sampling": {"variational": False}, "no SSIM": {"weight_ssim": 0.0}, "no LPIPS": {"weight_lpips": 0.0},
         "KL x 0.01": {"weight_kl": 5e-6}, "KL x 20": {"weight_kl": 1e-2}}
+OVER = ("as shipped", "no variational sampling")  # arms whose codes get a diffusion of their own
 BINS = {"near": (0, 60), "side": (60, 120), "far": (120, 181)}  # degrees from the picture's camera
-STEPS, EVERY = 160, 20
-SECOND = "code diffusion, second set from behind"
+CODES, BARE, SECOND = "code diffusion", "code diffusion, skips 0", "code diffusion, second set from behind"
+LATENT = "latent diffusion of notebook 07"
 
 
 def gen(seed=0):
@@ -89,59 +88,81 @@ def methods(one: OneImage, latent: SplatDiffusion, regression) -> dict:
     def split(scenes):
         return [scenes[i] for i in range(scenes.batch_shape[0])]
 
+    def second(rgba, camera, n, g):  # as many Gaussians as one set has
+        scenes = one.sample(rgba, camera, n, behind=True, generator=g)
+        return split(most_opaque(scenes, min(scenes.num, one.var.config.budget)))
+
     return {
-        "feed-forward, a regression": lambda rgba, camera, n, g: [regression.reconstruct(rgba, camera)],
+        "feed-forward, one view of four": lambda rgba, camera, n, g: [regression.reconstruct(rgba, camera)],
         **{f"VAR, skips {keep:g}": lambda rgba, camera, n, g, keep=keep: [var.reconstruct(rgba, camera, keep)]
            for keep in (1.0, 0.5, 0.0)},
         "VAR, codes drawn": drawn,
-        "code diffusion": lambda rgba, camera, n, g: split(one.sample(rgba, camera, n, generator=g)),
-        SECOND: lambda rgba, camera, n, g: split(one.sample(rgba, camera, n, behind=True, generator=g)),
-        "latent diffusion of notebook 07": lambda rgba, camera, n, g: split(
+        CODES: lambda rgba, camera, n, g: split(one.sample(rgba, camera, n, generator=g)),
+        BARE: lambda rgba, camera, n, g: split(one.sample(rgba, camera, n, keep=0.0, generator=g)),
+        SECOND: second,
+        LATENT: lambda rgba, camera, n, g: split(
             latent.sample([""] * n, rgba[None].expand(n, -1, -1, -1, -1), (0,), guidance_scale=1.0, generator=g)),
     }
 
 
 def judged(make, views, samples: int) -> dict:
-    """Scores of one method on one front view of each object: "psnr" (objects, n), "lpips" (objects,) and BINS of the first
-    sample, and two of its views of each object."""
-    found = {"psnr": [], "lpips": [], "views": [], **{name: [] for name in BINS}}
+    """Scores of one method on one front view of each object: "psnr" (objects, n), "num" Gaussians; of the first sample "lpips",
+    "psnr, BIN" and "lpips, BIN" (objects,), nan where an object has no view there, and the first of its "views"."""
+    found = {"psnr": [], "lpips": [], "views": [], **{f"{key}, {name}": [] for key in ("psnr", "lpips") for name in BINS}}
     for i, (rgba, camera, truth, there) in enumerate(cases(views, 1)):
         white = on_background(truth, torch.ones(3))
         rendered = [pictures(scene, there) for scene in make(rgba, camera, samples, gen(i))]
         each = torch.stack([psnr(x, white, "none") for x in rendered])  # (n, 8)
+        first = {"psnr": each[0], "lpips": lpips(rendered[0], white, "none")}
         found["psnr"].append(each.mean(1))
-        found["lpips"].append(lpips(rendered[0], white).item())
-        found["views"].append(rendered[0][:2])
+        found["lpips"].append(first["lpips"].mean().item())
+        found["views"].append(rendered[0][:1])
         away = sides(camera, there)
         for name, (low, high) in BINS.items():
             inside = (away >= low) & (away < high)
-            found[name].append(each[0, inside].mean().item() if inside.any() else float("nan"))
+            for key, values in first.items():
+                found[f"{key}, {name}"].append(values[inside].mean().item() if inside.any() else float("nan"))
     return found | {"psnr": torch.stack(found["psnr"]), "views": torch.cat(found["views"])}
+
+
+def ahead(bars: list, name: str, better, worse, limit: float = 0.0) -> None:
+    """A bar for the lower end of the interval of `better` - `worse`, (objects,) or (seeds, objects), those with nan left out."""
+    gain = np.atleast_2d(np.asarray(better, float) - np.asarray(worse, float))
+    gain = gain[:, ~np.isnan(gain).any(0)]
+    bars.append(bar(f"{name}, lower end", bootstrap_ci(gain, np.random.default_rng(0))[1], limit))
 
 
 def quality(one, latent, sets: dict, samples: int, bars: list) -> list[dict]:
     """Part 1."""
     rows, every = [], methods(one, latent, load_feed_forward())
-    true = on_background(torch.cat([c[2][:2] for c in cases(load_views("val"), 1)]), torch.ones(3))
-    reference = image_features(true)
+
+    def one_view(views):  # of each object, so that pictures are independent
+        return image_features(on_background(torch.cat([c[2][:1] for c in cases(views, 1)]), torch.ones(3)))
+
+    reference = one_view(load_views("val"))
+
+    def apart(features):
+        return "{0.value:.3f} +- {0.std:.3f}".format(kid(features, reference, features=features_name()))
+
     for what, views in sets.items():
-        far, mean = {}, {}
-        for name, make in every.items():
-            found = judged(make, views, samples)
+        all_found = {name: judged(make, views, samples) for name, make in every.items()}
+        for name, found in all_found.items():
             n = found["psnr"].shape[1]
-            far[name], mean[name] = np.array(found["far"]), found["psnr"].mean(1).numpy()
             row = {"objects": what, "what": name, "PSNR": interval(found["psnr"][:, 0].tolist()),
-                   **{f"PSNR, {b}": f"{np.nanmean(found[b]):.2f}" for b in BINS}, "LPIPS": interval(found["lpips"], 3)}
+                   **{f"PSNR, {b}": f"{np.nanmean(found[f'psnr, {b}']):.2f}" for b in BINS},
+                   "LPIPS": interval(found["lpips"], 3),
+                   **{f"LPIPS, {b}": f"{np.nanmean(found[f'lpips, {b}']):.3f}" for b in BINS}}
             if n > 1:
                 row |= {f"best of {k}": f"{best_of(found['psnr'], k):.2f}" for k in (1, 5, 20) if k <= n}
             if what == "real":
-                row["KID"] = f"{kid(image_features(found['views']), reference, features=features_name()).value:.3f}"
+                row["KID"] = apart(image_features(found["views"]))
             rows.append(row)
-        gain = far[SECOND] - far["code diffusion"]
-        ok = ~np.isnan(gain)
-        rows.append({"objects": what, "what": "gain of the second set, far side", "PSNR": interval(gain[ok].tolist())})
-        lost = mean["VAR, skips 1"] - mean["VAR, skips 0"]
-        bars.append(bar(f"19: dB of skips, {what}, lower end", bootstrap_ci(lost, np.random.default_rng(0))[1], 0))
+        if what == "real":
+            rows.append({"objects": what, "what": "other true views", "KID": apart(one_view(views))})
+        for key, name in (("psnr, far", "PSNR, far"), ("psnr, near", "PSNR, near")):
+            gain = np.array(all_found[SECOND][key]) - np.array(all_found[CODES][key])
+            rows.append({"objects": what, "what": "gain of the second set", name: interval(gain[~np.isnan(gain)].tolist())})
+        ahead(bars, f"19: dB of skips, {what}", *(all_found[f"VAR, skips {keep}"]["psnr"][:, 0] for keep in (1, 0)))
     return rows
 
 
@@ -165,7 +186,7 @@ def arms(folder: Path, seeds: int, views, bars: list) -> list[dict]:
     """Part 2."""
     rows, found = [], {}
     for arm, settings in ARMS.items():
-        runs = found.setdefault(arm, {"psnr": [], "lpips": [], "drawn": [], "none": [], "reliance": []})
+        runs = found.setdefault(arm, {})
         for seed in range(seeds):
             out = folder / f"var_{arm.replace(' ', '_').replace('.', '')}_{seed}"
             if not (out / "model" / "card.json").is_file():
@@ -173,40 +194,92 @@ def arms(folder: Path, seeds: int, views, bars: list) -> list[dict]:
             var = load_autoreconstructor(out / "model")
             shape, side = var.config.latent, var.config.size // 8
             scores = {
-                "psnr": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera)], views, 1),
-                "none": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera, 0.0)], views, 1),
-                "drawn": judged(lambda rgba, camera, n, g, var=var, shape=shape, side=side: [
-                    var.reconstruct(rgba, camera, noise=torch.randn(shape, side, side, generator=g))], views, 1)}
+                "mean code": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera)], views, 1),
+                "skips off": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera, 0.0)], views, 1),
+                "code drawn": judged(lambda rgba, camera, n, g, var=var, shape=shape, side=side: [
+                    var.reconstruct(rgba, camera, noise=torch.randn(shape, side, side, generator=g))], views, 1),
+                "code disturbed": judged(disturbed(var, views), views, 1)}
+            if arm in OVER:
+                over = folder / f"codes_{arm.replace(' ', '_')}_{seed}"
+                if not (over / "model" / "card.json").is_file():
+                    train_codes(over, preset="experiment", autoreconstructor=str(out / "model"), seed=seed)
+                one = load_one_image(over / "model", autoreconstructor=out / "model")
+                scores["one diffusion sample"] = judged(
+                    lambda rgba, camera, n, g, one=one: [one.sample(rgba, camera, generator=g)[0]], views, 1)
             for key, score in scores.items():
-                runs[key].append(score["psnr"][:, 0].numpy())
-            runs["lpips"].append(scores["psnr"]["lpips"])
-            runs["reliance"].append(reliance(var, views))
-        rows.append({"what": f"small, {arm}", "PSNR": interval(runs["psnr"]), "LPIPS": interval(runs["lpips"], 3),
-                     "PSNR, code drawn": interval(runs["drawn"]), "PSNR, skips off": interval(runs["none"]),
-                     "dB lost with another's code": interval(runs["reliance"])})
+                runs.setdefault(key, []).append(score["psnr"][:, 0].numpy())
+                for what in ("lpips", "lpips, far", "psnr, far"):
+                    runs.setdefault(f"{key}, {what}", []).append(score[what])
+            runs.setdefault("reliance", []).append(reliance(var, views))
+        row = {"what": f"small, {arm}", "PSNR": interval(runs["mean code"]), "LPIPS": interval(runs["mean code, lpips"], 3),
+               "LPIPS, far": f"{np.nanmean(runs['mean code, lpips, far']):.3f}"}
+        row |= {f"PSNR, {key}": interval(runs[key]) for key in ("code drawn", "code disturbed", "skips off")}
+        row["dB lost with another's code"] = interval(runs["reliance"])
+        if arm in OVER:
+            row |= {"PSNR, one diffusion sample": interval(runs["one diffusion sample"]),
+                    "its LPIPS, far": f"{np.nanmean(runs['one diffusion sample, lpips, far']):.3f}"}
+        rows.append(row)
 
-    def ahead(claim, key, arm, name):
-        gain = np.array(found["as shipped"][key]) - np.array(found[arm][key])
-        low = bootstrap_ci(gain, np.random.default_rng(0))[1]
-        bars.append(bar(f"{claim}: {name} lost where {arm}, lower end", low, 0))
-
-    ahead(19, "psnr", "no skips", "dB")
-    ahead(23, "drawn", "no variational sampling", "dB of drawn codes")
-    ahead(23, "reliance", "skips never zeroed", "reliance on the code")
+    full, regression = found["as shipped"], found["no variational sampling"]
+    ahead(bars, "19: dB lost where no skips", full["mean code"], found["no skips"]["mean code"])
+    ahead(bars, "20: LPIPS on the far side that one diffusion sample has less than a regression",
+          regression["mean code, lpips, far"], full["one diffusion sample, lpips, far"])
+    ahead(bars, "23: dB of one diffusion sample lost where no variational sampling", full["one diffusion sample"],
+          regression["one diffusion sample"])
+    ahead(bars, "23: dB of a disturbed code lost where no variational sampling",
+          np.array(full["code disturbed"]) - full["mean code"], np.array(regression["code disturbed"]) - regression["mean code"])
+    ahead(bars, "19: reliance on the code lost where skips are never zeroed", full["reliance"],
+          found["skips never zeroed"]["reliance"])
     for arm in ("no SSIM", "no LPIPS"):
-        gain = np.array(found[arm]["lpips"]) - np.array(found["as shipped"]["lpips"])
-        bars.append(bar(f"25: LPIPS higher where {arm}, lower end", bootstrap_ci(gain, np.random.default_rng(0))[1], 0))
+        ahead(bars, f"25: LPIPS higher where {arm}", found[arm]["mean code, lpips"], full["mean code, lpips"])
     return rows
+
+
+def disturbed(var: AutoReconstructor, views):
+    """A method of `judged`: the mean code, and noise of half the spread that codes of different objects have, in each number."""
+    with torch.no_grad():
+        spread = torch.cat([var.encode(rgba)[0] for rgba, *_ in cases(views, 1)]).std(0)
+
+    @torch.no_grad()
+    def make(rgba, camera, n, g):
+        mu, _, _, skips = var.encode(rgba)
+        h = mu + 0.5 * spread * torch.randn(mu.shape, generator=g)
+        return [var.splats(var.decode(h, Cameras.stack([camera]), skips))[0]]
+
+    return make
 
 
 # ---- 3, 4 · diversity ----------------------------------------------------------------------------------------------
 
 
+def hidden_side(one, latent, count: int, bars: list) -> list[dict]:
+    """Part 3: one sample each, in the pixels of three other views that show what the front view does not."""
+    rows, found, front, there = [], {}, latent.cameras[[0]], latent.cameras[1:]
+    toys = hidden_toys(count)
+    where = [unseen_pixels(case.toy.mesh, front, there) for case in toys]
+    for name, make in methods(one, latent, load_feed_forward()).items():
+        scores = {"psnr": [], "lpips": [], "energy": []}
+        for i, (case, pixels) in enumerate(zip(toys, where, strict=True)):
+            truth = on_background(case.rgba[1:], torch.ones(3))
+            shown = pictures(make(case.rgba[:1], front, 1, gen(i))[0], there)
+            scores["psnr"].append(psnr(shown[pixels][None, None], truth[pixels][None, None]).item())
+            scores["lpips"].append(lpips(truth_but(shown, truth, pixels), truth).item())
+            energy, true = (gradient_energy(x, pixels) for x in (shown, truth))
+            scores["energy"].append((energy.nansum() / true.nansum()).item())
+        found[name] = scores
+        rows.append({"what": f"unseen pixels: {name}", "PSNR": interval(scores["psnr"]), "LPIPS": interval(scores["lpips"], 3),
+                     "gradient energy over true": interval(scores["energy"])})
+    for name in (CODES, LATENT):
+        ahead(bars, f"20: gradient energy over true, unseen pixels, {name} above VAR at its mean", found[name]["energy"],
+              found["VAR, skips 1"]["energy"])
+    return rows
+
+
 def spread(one, latent, count: int, samples: int, bars: list) -> list[dict]:
-    """Part 3: toys whose front hides an attribute."""
+    """Part 3, diversity: toys whose front hides an attribute."""
     front, back = (Cameras.orbit(1, azimuth=[a], elevation=[15.0]) for a in (0.0, 180.0))
     every = methods(one, latent, None)
-    names = ("VAR, codes drawn", "code diffusion", SECOND, "latent diffusion of notebook 07")
+    names = ("VAR, codes drawn", CODES, BARE, SECOND, LATENT)
     found = {name: [] for name in ("true toys, encoded and decoded", *names)}
     for i, case in enumerate(hidden_toys(count)):
         g = gen(i)
@@ -225,9 +298,9 @@ def spread(one, latent, count: int, samples: int, bars: list) -> list[dict]:
             for name, rows_of in found.items()]
     mean = {name: np.mean([f["unseen"] for f in rows_of]) for name, rows_of in found.items()}
     bars.append(bar("21: LPIPS between samples, unseen side, latent diffusion / true toys",
-                    mean["latent diffusion of notebook 07"] / max(mean["true toys, encoded and decoded"], 1e-9), 0.5))
-    bars.append(bar("21: LPIPS between samples, unseen side, code diffusion / latent diffusion (structural warning)",
-                    mean["code diffusion"] / mean["latent diffusion of notebook 07"], 0.5, most=True))
+                    mean[LATENT] / max(mean["true toys, encoded and decoded"], 1e-9), 0.5))
+    bars.append(bar("21, structural warning: LPIPS between samples, unseen side, code diffusion without skips / latent diffusion",
+                    mean[BARE] / mean[LATENT], 0.5, most=True))
     return rows
 
 
@@ -242,62 +315,19 @@ def guidance(one, latent, count: int, samples: int) -> list[dict]:
     front, back = (Cameras.orbit(1, azimuth=[a], elevation=[15.0]) for a in (0.0, 180.0))
     rows, toys = [], hidden_toys(count, seed=2)
     for scale in (0.0, 0.5, 1.0, 2.0, 4.0):
-        for name in ("code diffusion", SECOND, "latent diffusion of notebook 07"):
+        for name in (CODES, BARE, LATENT):
             unseen, near = [], []
             for i, case in enumerate(toys):
                 rgba, camera = case.rgba[:1], latent.cameras[[0]]
-                if name.startswith("latent"):
+                if name == LATENT:
                     scenes = latent.sample([""] * samples, rgba[None].expand(samples, -1, -1, -1, -1), (0,), guidance_scale=scale,
                                            generator=gen(i))
                 else:
-                    scenes = one.sample(rgba, camera, samples, behind=name == SECOND, guidance_scale=scale, generator=gen(i))
+                    scenes = one.sample(rgba, camera, samples, keep=float(name == CODES), guidance_scale=scale, generator=gen(i))
                 unseen.append(diversity(scenes, front, back, gen(i))["unseen"])
                 near.append(psnr(pictures(scenes[0], camera), on_background(rgba, torch.ones(3))).item())
             rows.append({"what": f"guidance {scale:g}: {name}", "unseen": interval(unseen, 4),
                          "PSNR, the picture": interval(near)})
-    return rows
-
-
-# ---- 5 · where dreams begin ----------------------------------------------------------------------------------------
-
-
-def starts(captions: list[str], seeds: int, bars: list) -> list[dict]:
-    """Part 5."""
-    prior, judge, latent, network = load_prior(), load_scorer(), load_splat_diffusion(), load_feed_forward()
-    found = {name: [] for name in ("ball", "latent diffusion", "four views, lifted")}
-    for caption in captions:
-        for seed in range(seeds):
-            goal = None
-            for name, runs in found.items():
-                start = time.perf_counter()
-                scene, g = None, gen(seed)
-                if name == "latent diffusion":
-                    scene = grown(from_latents(latent, caption, generator=g), generator=g)
-                elif name == "four views, lifted":
-                    scene = grown(from_views(prior, network, caption, generator=g)[0], generator=g)
-                first = time.perf_counter() - start
-                config = replace(DreamConfig(), steps=STEPS, high=980 if scene is None else 300)
-                start = time.perf_counter()
-                result = dream(prior, caption, config, init=scene, generator=gen(seed), snapshot_every=EVERY, progress=False)
-                second = (time.perf_counter() - start) / STEPS
-                curve = [(0, scene)] if scene is not None else []
-                curve = [(step, caption_score(judge, pictures(s, around(8)), caption)) for step, s in curve + result.snapshots]
-                goal = curve[-1][1] if goal is None else goal  # what the ball has in the end
-                steps = next((step for step, score in curve if score >= goal), float("inf"))
-                runs.append({"steps": steps, "seconds": first + steps * second, "first": first, "begin": curve[0][1],
-                             "end": curve[-1][1]})
-    rows = []
-    for name, runs in found.items():
-        reached = [r for r in runs if np.isfinite(r["steps"])]
-        steps, seconds = (np.median([r[key] for r in runs]) for key in ("steps", "seconds"))
-        rows.append({"what": f"dreams from {name}", "steps to the ball's end": f"{steps:.0f}", "seconds to it": f"{seconds:.1f}",
-                     "reached": f"{len(reached)} of {len(runs)}",
-                     "seconds before the first step": f"{np.mean([r['first'] for r in runs]):.1f}",
-                     "score, start": interval([r["begin"] for r in runs], 3) if name != "ball" else "",
-                     "score, end": interval([r["end"] for r in runs], 3)})
-    for name in list(found)[1:]:
-        ratio = np.median([r["steps"] for r in found[name]]) / STEPS
-        bars.append(bar(f"9: steps to the score of the ball, {name} / ball", ratio, 0.5, most=True))
     return rows
 
 
@@ -335,10 +365,11 @@ def main(part: int = 0, objects: int = 0, toys: int = 48, hidden: int = 28, samp
     real = load_views("test", limit=objects or None)
     one, latent = load_one_image(network), load_splat_diffusion()
     sets = {"real": real, "toys": toy_views(toys, TOY_SEED, 64, split="test")}
+    starts = bench.load("starts")
     parts = {1: lambda: quality(one, latent, sets, samples, bars), 2: lambda: arms(Path(folder), seeds, real, bars),
-             3: lambda: spread(one, latent, hidden, min(10, samples), bars),
+             3: lambda: hidden_side(one, latent, hidden, bars) + spread(one, latent, hidden, min(10, samples), bars),
              4: lambda: guidance(one, latent, min(12, hidden), min(6, samples)),
-             5: lambda: starts(prompts_24()[0][:6], seeds, bars), 6: lambda: speed(one, latent)}
+             5: lambda: starts.starts(starts.some(6), seeds, bars), 6: lambda: speed(one, latent)}
     for number, run in parts.items():
         if part in (0, number):
             rows += run()

@@ -127,8 +127,11 @@ class AutoReconstructor(nn.Module):
     def forward(self, rgba: Tensor, cameras: Cameras, noise: Tensor, keep: Tensor) -> tuple[Gaussians, Tensor, Tensor]:
         """One step of training: scenes, mu, logvar; noise like mu, standard normal; keep (B,): weight of each object's skips."""
         mu, logvar, _, skips = self.encode(rgba)
-        h = mu + (0.5 * logvar).exp() * noise if self.config.variational else mu
-        return self.decode(h, cameras, skips, keep), mu, logvar
+        return self.decode(self.drawn(mu, logvar, noise), cameras, skips, keep), mu, logvar
+
+    def drawn(self, mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """A code of N(mu, sigma^2); mu itself where nothing was learned of sigma (`variational` is False)."""
+        return mu + (0.5 * logvar).exp() * noise if self.config.variational else mu
 
     def encode(self, rgba: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Of pictures (B, S, S, 4), straight alpha in [0, 1]: mean and log variance of the code, (B, latent, S/8, S/8) each; the
@@ -179,7 +182,7 @@ class AutoReconstructor(nn.Module):
         if len(rgba) != 1:
             raise ValueError(f"rgba: got {len(rgba)} pictures, wanted one")
         mu, logvar, _, skips = self.encode(rgba)
-        h = mu if noise is None else mu + (0.5 * logvar).exp() * noise
+        h = mu if noise is None else self.drawn(mu, logvar, noise)
         return self.splats(self.decode(h, Cameras.stack([cameras]), skips, keep))[0]
 
 

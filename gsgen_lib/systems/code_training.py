@@ -85,7 +85,7 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
         with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):  # as it will be asked
             mu, logvar, _, _ = var.encode(aim)
             seen = Seen(var.encode(patches(picture, mask))[2], mask, behind).dropped(drop)
-        h = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator).to(mu)
+        h = var.drawn(mu, logvar, torch.randn(mu.shape, generator=generator).to(mu))
         return code_loss(network, model, model.scale(h), seen, generator)
 
     seconds = 0.0
@@ -115,7 +115,8 @@ def set_scales(model: CodeDenoiser, var: AutoReconstructor, draw_batch, seed: in
     found = [var.encode(draw_batch(torch.Generator().manual_seed(seed * 1000 + k))[0])[:3] for k in range(8)]
     mu, logvar, features = (torch.cat(one) for one in zip(*found, strict=True))
     model.mean.copy_(mu.mean((0, 2, 3)).half())
-    model.std.copy_((mu.var((0, 2, 3)) + logvar.exp().mean((0, 2, 3))).sqrt().half())
+    more = logvar.exp().mean((0, 2, 3)) if var.config.variational else 0.0
+    model.std.copy_((mu.var((0, 2, 3)) + more).sqrt().half())
     model.feature_std.copy_(features.std().half())
 
 

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsgen_lib.data.captioned_views import on_background
+from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.dreamgaussian_sample import off_background, without_specks
@@ -28,6 +30,7 @@ from gsgen_lib.systems.feed_forward import FeedForward, most_opaque
 from gsgen_lib.systems.prior import Prior, set_prompts
 from gsgen_lib.systems.splat_diffusion import SplatDiffusion
 
+ELEVATIONS = (0.0, 15.0, 30.0, 45.0)  # degrees
 
 @torch.no_grad()
 def from_latents(sampler: SplatDiffusion, caption: str, count: int = 2000, guidance_scale: float = 2.0,
@@ -41,15 +44,30 @@ def from_latents(sampler: SplatDiffusion, caption: str, count: int = 2000, guida
 def from_views(prior: Prior, network: FeedForward, caption: str, count: int = 2000, guidance_scale: float = 3.0,
                generator: torch.Generator | None = None) -> tuple[Gaussians, Tensor]:
     """Words -> four views at right angles, painted together -> Gaussians, the `count` most opaque; and the views with their
-    alpha, (4, S, S, 4). The prior paints plain backgrounds, which are found by their colour."""
+    alpha, (4, S, S, 4). The prior paints plain backgrounds, which are found by their colour (`cut_out`, a guess).
+
+    The prior does not say from how high it looks: of `ELEVATIONS` the one counts whose scene comes nearest to the four pictures
+    again. Nor does it say which way a front view faces, up to 45 degrees: the scene may be turned by as much."""
     size = network.config.size
     views = prior.sample(set_prompts(caption), views=4, guidance_scale=guidance_scale, generator=generator)
     if views.shape[1] != size:
         views = F.interpolate(views.movedim(-1, 1), (size, size), mode="bilinear", antialias=True).movedim(1, -1)
     rgba = cut_out(views.clamp(0, 1))
-    cameras = Cameras.orbit(4, elevation=15.0, width=size, height=size).to(rgba.device)
-    scene = network.reconstruct(rgba, cameras)
+    scene = lifted(network, rgba)[0]
     return most_opaque(scene.map(lambda x: x[None]), count)[0], rgba
+
+
+@torch.no_grad()
+def lifted(network: FeedForward, rgba: Tensor) -> tuple[Gaussians, float]:
+    """The scene of four views at right angles (4, S, S, 4), taken from one of `ELEVATIONS`, and which one explains them best."""
+    found, size, white = [], network.config.size, on_background(rgba, torch.ones(3))
+    for elevation in ELEVATIONS:
+        cameras = Cameras.orbit(4, elevation=elevation, width=size, height=size).to(rgba.device)
+        scene = network.reconstruct(rgba, cameras)
+        off = (rasterize(scene, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1) - white).square().mean().item()
+        found.append((off, elevation, scene))
+    _, elevation, scene = min(found, key=lambda one: one[:2])
+    return scene, elevation
 
 
 def cut_out(views: Tensor) -> Tensor:

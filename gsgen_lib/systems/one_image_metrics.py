@@ -10,6 +10,9 @@ other, as much as the true scenes differ that have the same picture (toys tell: 
     best of k     of k samples the one whose renders are nearest to the truth, by PSNR over other views: it rises with k for any
                   spread, so it stands beside the mean over samples
 
+    unseen        pixels of another view that show what the picture does not. A view with the truth in all other pixels
+                  (`truth_but`) is scored there alone, by scores that need a whole picture
+
     reliance      how much worse a network gets when each scene is given the code of another one: 0 for a code that says nothing
 
 Taught in notebook 08; used by `gsgen bench var`. Source: 2508.21542, section 4; the reliance is ours.
@@ -19,9 +22,11 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.metrics import chamfer
 from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
@@ -62,6 +67,36 @@ def diversity(scenes: Gaussians, seen: Cameras, unseen: Cameras, generator: torc
 def _mean_of_pairs(things: list, distance) -> float:
     pairs = [distance(a, b) for a, b in combinations(things, 2)]
     return sum(pairs) / len(pairs)
+
+
+def unseen_pixels(mesh: Mesh, picture: Cameras, there: Cameras) -> Tensor:
+    """Pixels of the cameras `there` (V,) whose ray meets a surface that the camera `picture` (1,) does not see: (V, H, W) bool.
+
+    >>> square = Mesh([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], [[0, 1, 2]])
+    >>> front, back = (Cameras.orbit(1, azimuth=[a], elevation=0.0, width=3, height=3) for a in (0.0, 180.0))
+    >>> unseen_pixels(square, front, front).any().item(), unseen_pixels(square, front, back)[0, 1, 1].item()
+    (False, True)
+    """
+    from gsgen_lib.data.raycast import first_hits, visible_points
+
+    face, b = first_hits(mesh, there)  # (V, H W), (V, H W, 3)
+    hit = face >= 0
+    corners = mesh.vertices[mesh.faces[face[hit]]].astype(np.float32)  # (N, 3, 3)
+    points = np.einsum("nc,ncx->nx", b[hit], corners)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    toward = np.concatenate([c.expand(int(n), 3) for c, n in zip(there.centers.cpu(), hit.sum(1), strict=True)]) - points
+    normals *= np.where((toward * normals).sum(1, keepdims=True) < 0, -1, 1)  # of the side that `there` looks at
+    eye = picture.centers.cpu().numpy()
+    facing = ((eye - points) * normals).sum(1) > 0  # a thin sheet has two sides
+    found = np.zeros(hit.shape, bool)
+    found[hit] = ~(facing & visible_points(mesh, points, normals, eye)[0])
+    return torch.from_numpy(found).reshape(len(there), there.height, there.width)
+
+
+def truth_but(pictures: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """`pictures` (V, H, W, 3) in the pixels `where` (V, H, W), the truth in all others."""
+    return torch.where(where[..., None], pictures, truth)
 
 
 def best_of(scores: Tensor, k: int) -> float:

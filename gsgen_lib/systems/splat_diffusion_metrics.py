@@ -126,14 +126,23 @@ def _apart(cases: list[Hidden], read: list[Tensor]) -> dict[str, float]:
             "each": float(np.mean(each))}
 
 
-def gradient_energy(pictures: Tensor) -> Tensor:
+def gradient_energy(pictures: Tensor, where: Tensor | None = None) -> Tensor:
     """Mean squared difference of neighbouring pixels of pictures (N, H, W, 3): (N,). A blur has less than what it blurs.
 
-    >>> gradient_energy(torch.tensor([[[[0.0] * 3, [1.0] * 3], [[0.0] * 3, [1.0] * 3]]]))
-    tensor([0.5000])
+    where (N, H, W) bool: only of neighbours that both lie there; nan for a picture that has none.
+
+    >>> half = torch.tensor([[[[0.0] * 3, [1.0] * 3], [[0.0] * 3, [1.0] * 3]]])
+    >>> gradient_energy(half), gradient_energy(half, torch.tensor([[[True, True], [False, False]]]))
+    (tensor([0.5000]), tensor([0.5000]))
     """
-    across = (pictures[:, :, 1:] - pictures[:, :, :-1]).square().flatten(1).mean(1)
-    down = (pictures[:, 1:] - pictures[:, :-1]).square().flatten(1).mean(1)
+    where = torch.ones(pictures.shape[:3], dtype=torch.bool, device=pictures.device) if where is None else where
+
+    def mean(a, b, a_in, b_in):
+        both = a_in & b_in
+        return ((a - b).square().mean(-1) * both).flatten(1).sum(1) / both.flatten(1).sum(1)
+
+    across = mean(pictures[:, :, 1:], pictures[:, :, :-1], where[:, :, 1:], where[:, :, :-1])
+    down = mean(pictures[:, 1:], pictures[:, :-1], where[:, 1:], where[:, :-1])
     return (across + down) / 2
 
 

@@ -12,6 +12,8 @@ from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.autoreconstructor import AutoReconstructor, AutoReconstructorConfig
 from gsgen_lib.systems.autoreconstructor_diffusion import CodeDenoiser, CodeDiffusionConfig, OneImage
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.systems.dream_metrics import prompts_24
 from gsgen_lib.systems.dreamgaussian import FitResult
 from gsgen_lib.systems.feed_forward_metrics import cases
 from gsgen_lib.systems.splat_diffusion import load_splat_diffusion
@@ -56,8 +58,10 @@ def test_scores_are_those_of_the_first_sample_in_bins(toys):
         for name, (low, high) in var.BINS.items():
             inside = (away >= low) & (away < high)
             wanted = each[inside].mean().item() if inside.any() else float("nan")
-            assert found[name][i] == pytest.approx(wanted, abs=1e-4, nan_ok=True)
-    assert found["views"].shape == (4, 64, 64, 3)
+            assert found[f"psnr, {name}"][i] == pytest.approx(wanted, abs=1e-4, nan_ok=True)
+            wanted = lpips(var.pictures(scene, there)[inside], white[inside]).item() if inside.any() else float("nan")
+            assert found[f"lpips, {name}"][i] == pytest.approx(wanted, abs=1e-4, nan_ok=True)
+    assert found["views"].shape == (2, 64, 64, 3)
 
 
 def test_reliance_is_0_for_a_decoder_that_ignores_its_code(toys, one):
@@ -67,38 +71,77 @@ def test_reliance_is_0_for_a_decoder_that_ignores_its_code(toys, one):
     assert np.abs(var.reliance(deaf, toys)).max() < 1e-6 < np.abs(told).max()
 
 
+def test_a_bar_for_the_difference_leaves_out_objects_without_a_number():
+    bars = []
+    var.ahead(bars, "gain", [[2.0, np.nan, 3.0]], [[1.0, 1.0, 2.0]])
+    var.ahead(bars, "loss", [1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    assert [(b["value"], b["ok"]) for b in bars] == [(1.0, True), (-1.0, False)]
+
+
+def test_disturbed_codes_move_by_half_the_spread_of_objects(toys, one, monkeypatch):
+    """The codes that are decoded differ from the mean by 0.5 * spread * noise, and by nothing for objects that are all alike."""
+    asked = []
+    monkeypatch.setattr(one.var, "decode", lambda h, *more: asked.append(h) or one.var.__class__.decode(one.var, h, *more))
+    every = [rgba for rgba, *_ in cases(toys, 1)]
+    spread = torch.cat([one.var.encode(rgba)[0] for rgba in every]).std(0)
+    rgba, camera, *_ = next(iter(cases(toys, 1)))
+    var.disturbed(one.var, toys)(rgba, camera, 1, gen(3))
+    noise = torch.randn(1, 4, 8, 8, generator=gen(3))
+    torch.testing.assert_close(asked[0], one.var.encode(rgba)[0] + 0.5 * spread * noise)
+    alike = toys.__class__(**{**vars(toys), "images": toys.images[[0, 0]]})
+    var.disturbed(one.var, alike)(rgba, camera, 1, gen(3))
+    torch.testing.assert_close(asked[1], one.var.encode(rgba)[0], atol=1e-6, rtol=0)
+
+
 def test_dreams_are_counted_from_their_start(monkeypatch):
     """The ball reaches 0.6 at step 160; another start has it at once, or at step 60, or never."""
+    starts = bench.load("starts")
     curves = {"ball": [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6], "latent": [0.7] * 9, "views": [0.2, 0.3, 0.5, 0.65] + [0.4] * 5}
-    ask = {}
+    ask, highs = {}, []
 
     def dream(prior, caption, config, init=None, **more):
         kind = "ball" if init is None else init
         ask["now"] = iter(curves[kind])
-        assert config.high == (980 if init is None else 300) and config.steps == var.STEPS
+        if config.steps == starts.STEPS:
+            highs.append(config.high)
         return FitResult(None, snapshots=[(step, kind) for step in range(20, 161, 20)])
 
     for name in ("load_prior", "load_scorer", "load_splat_diffusion", "load_feed_forward"):
-        monkeypatch.setattr(var, name, lambda *words: None)
-    monkeypatch.setattr(var, "dream", dream)
-    monkeypatch.setattr(var, "from_latents", lambda *words, **more: "latent")
-    monkeypatch.setattr(var, "from_views", lambda *words, **more: ("views", None))
-    monkeypatch.setattr(var, "grown", lambda scene, **more: scene)
-    monkeypatch.setattr(var, "pictures", lambda scene, cameras: None)
-    monkeypatch.setattr(var, "caption_score", lambda judge, x, caption: next(ask["now"]))
+        monkeypatch.setattr(starts, name, lambda *words: None)
+    monkeypatch.setattr(starts, "dream", dream)
+    monkeypatch.setattr(starts, "from_latents", lambda *words, **more: "latent")
+    monkeypatch.setattr(starts, "from_views", lambda *words, **more: ("views", None))
+    monkeypatch.setattr(starts, "grown", lambda scene, **more: scene)
+    monkeypatch.setattr(starts, "rasterize", lambda *words: type("Out", (), {"rgb": torch.zeros(1)}))
+    monkeypatch.setattr(starts, "caption_score", lambda judge, x, caption: next(ask["now"]))
     bars = []
-    rows = {row["what"]: row for row in var.starts(["a mug"], 2, bars)}
+    rows = {row["what"]: row for row in starts.starts(["a mug"], 2, bars)}
+    assert highs == [980, 300, 300, 980, 300] * 2
     assert rows["dreams from ball"]["steps to the ball's end"] == "160"
     assert rows["dreams from latent diffusion"]["steps to the ball's end"] == "0"
     assert rows["dreams from four views, lifted"]["steps to the ball's end"] == "60"
-    assert [round(b["value"], 3) for b in bars] == [0.0, 0.375] and all(b["ok"] for b in bars)
-    curves["views"] = [0.2] * 9
-    assert {row["what"]: row for row in var.starts(["a mug"], 1, [])}["dreams from four views, lifted"]["reached"] == "0 of 1"
+    assert [round(b["value"], 3) for b in bars if "steps" in b["id"]] == [0.0, 0.375] and len(bars) == 4
+    curves["views"], bars = [0.2] * 9, []
+    rows = {row["what"]: row for row in starts.starts(["a mug"], 1, bars)}
+    assert rows["dreams from four views, lifted"]["reached"] == "0 of 1"
+    assert [b["value"] for b in bars if "steps" in b["id"] and "views" in b["id"]] == [2.0]
+    curves["ball"] = [0.6] * 8  # from step 20 on: ratios are of its own steps
+    starts.starts(["a mug"], 1, bars := [])
+    assert [b["value"] for b in bars if "steps" in b["id"] and "latent" in b["id"]] == [0.0]
+    assert [b["value"] for b in bars if "steps" in b["id"] and "views" in b["id"]] == [320 / 20]
+
+
+def test_prompts_alternate_between_seen_and_unseen():
+    starts = bench.load("starts")
+    seen, unseen = prompts_24()
+    assert starts.some(3) == [seen[0], unseen[0], seen[1]] and len(starts.some(24)) == 24
 
 
 def test_diversity_guidance_and_time_have_a_row_for_each(one):
     latent, bars = load_splat_diffusion(), []
     rows = var.spread(one, latent, 1, 2, bars)
-    assert len(rows) == 5 and len(bars) == 2 and all({"chamfer", "seen", "unseen"} <= set(row) for row in rows)
+    assert len(rows) == 6 and len(bars) == 2 and all({"chamfer", "seen", "unseen"} <= set(row) for row in rows)
+    rows = var.hidden_side(one, latent, 1, bars)
+    assert len(rows) == len(var.methods(one, latent, None)) and len(bars) == 4
     assert len(var.guidance(one, latent, 1, 2)) == 15
     assert all(float(row["seconds"]) >= 0 for row in var.speed(one, latent))

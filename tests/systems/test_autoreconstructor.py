@@ -199,6 +199,10 @@ def test_without_sampling_noise_says_nothing(batch):
     one, two = (var(batch.images[:, 0], batch.cameras[:1], torch.randn(4, 4, 4, 4, generator=gen(k)), torch.ones(4))[0]
                 for k in (0, 1))
     assert torch.equal(one.means, two.means)
+    own = Cameras(batch.cameras.viewmats[0, :1], batch.cameras.Ks[0, :1], S, S)
+    drawn, mean = (var.reconstruct(batch.images[0, :1], own, noise=noise) for noise in (
+        torch.randn(4, 4, 4, generator=gen()), None))
+    assert torch.equal(drawn.means, mean.means)  # nothing was learned of sigma
 
 
 def test_the_loss_is_finite_in_half_precision(batch):

@@ -34,8 +34,9 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def autoreconstructor():
-    return seeded(lambda: AutoReconstructor(AutoReconstructorConfig(size=S, widths=(8, 16, 16, FEATURES), budget=400)), 0).eval()
+def autoreconstructor(**settings):
+    config = AutoReconstructorConfig(size=S, widths=(8, 16, 16, FEATURES), budget=400, **settings)
+    return seeded(lambda: AutoReconstructor(config), 0).eval()
 
 
 def denoiser():
@@ -202,6 +203,18 @@ def test_scales_bring_codes_to_mean_0_and_spread_1(toys):
     h = model.scale(mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=gen()))
     assert h.mean((0, 2, 3)).abs().max() < 0.1 and (h.std((0, 2, 3)) - 1).abs().max() < 0.1
     assert model.feature_std.item() == pytest.approx(features.std().item(), rel=0.1)
+
+
+def test_codes_without_sampling_are_the_means(toys):
+    """Where nothing was learned of sigma, it is neither in the scale nor in what the denoiser learns."""
+    var = autoreconstructor(variational=False)
+    model = CodeDenoiser(CodeDiffusionConfig(cells=CELLS, features=FEATURES, widths=(16, 16), embed=16))
+    draw = batches([toys[:2], toys[2:]], 16, CELLS, 0.0)
+    set_scales(model, var, draw, 0)
+    with torch.no_grad():
+        mu, logvar, *_ = var.encode(torch.cat([draw(gen(k))[0] for k in range(8)]))
+    assert torch.equal(model.std, mu.var((0, 2, 3)).sqrt().half().float())
+    assert torch.equal(var.drawn(mu, logvar, torch.ones_like(mu)), mu)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,14 @@ import torch
 
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import toy_views
+from gsgen_lib.data.raycast import render_mesh
+from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.metrics import alpha_iou
 from gsgen_lib.raster import rasterize
+from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.dream_metrics import around, caption_score
-from gsgen_lib.systems.dream_starts import cut_out, from_latents, from_views, grown
+from gsgen_lib.systems.dream_starts import ELEVATIONS, cut_out, from_latents, from_views, grown, lifted
 from gsgen_lib.systems.dreamgaussian import DreamConfig, ball, dream
 from gsgen_lib.systems.feed_forward import load_feed_forward
 from gsgen_lib.systems.prior import load_prior
@@ -83,3 +86,14 @@ def test_a_dream_goes_on_from_a_start(prior):
     assert result.gaussians.num == 450 and (result.gaussians.means - start.means).abs().max() < 0.1
     assert max(row["t"] for row in result.log) <= 300
     assert np.isfinite(result.log[-1]["loss"])
+
+
+@pytest.mark.parametrize("elevation", [0.0, 15.0, 40.0])
+def test_how_high_four_views_were_taken_is_found_from_themselves(elevation):
+    """Turned toys, so that no azimuth is known either: the scene that shows its own pictures again has the elevation, or the
+    next one of those that are tried."""
+    network, toy = load_feed_forward(), sample_toy(np.random.default_rng(5), "rocket")
+    cameras = Cameras.orbit(4, azimuth=[30.0, 120.0, 210.0, 300.0], elevation=[elevation] * 4, width=64, height=64)
+    rgba = torch.from_numpy(render_mesh(toy.mesh, cameras).rgba).float()
+    nearest = min(ELEVATIONS, key=lambda e: abs(e - elevation))
+    assert abs(lifted(network, rgba)[1] - nearest) <= (15.0 if elevation == 40.0 else 0.0)

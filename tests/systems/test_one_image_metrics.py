@@ -4,10 +4,12 @@ from itertools import combinations
 
 import pytest
 import torch
+import trimesh
 
+from gsgen_lib.data.meshes import Mesh
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.one_image_metrics import best_of, diversity, seen_points
+from gsgen_lib.systems.one_image_metrics import best_of, diversity, seen_points, truth_but, unseen_pixels
 
 
 def gen(seed=0):
@@ -57,3 +59,42 @@ def test_best_of_is_the_mean_over_all_choices():
         assert best_of(scores, k) == pytest.approx(by_hand.item(), abs=1e-6)
     with pytest.raises(ValueError, match="k: got 8"):
         best_of(scores, 8)
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 60.0, 120.0, 180.0])
+def test_unseen_pixels_of_a_ball_are_those_beyond_its_horizon(azimuth):
+    """A camera in distance D sees the points x of a ball with x.eye >= r^2; each pixel's point is computed from its ray."""
+    r = 0.4
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=r)
+    picture, there = (Cameras.orbit(1, azimuth=[a], elevation=[10.0], width=64, height=64) for a in (0.0, azimuth))
+    found = unseen_pixels(Mesh(ball.vertices, ball.faces), picture, there)[0]
+    o, d = (x.reshape(-1, 3) for x in there.rays())
+    d = torch.nn.functional.normalize(d, dim=-1)
+    b = (o * d).sum(-1)
+    inside = b**2 - (o.square().sum(-1) - r**2)
+    x = o + (-b - inside.clamp_min(0).sqrt())[:, None] * d
+    height = (x @ picture.centers[0]) / r**2 - 1  # above 0: seen
+    clear = (height.abs() > 0.25) | (inside < -0.01)  # neither at the horizon, where a polyhedron is no ball, nor at the rim
+    clear &= (inside > 0.004) | (inside < -0.01)
+    wanted = (inside > 0) & (height < 0)
+    assert clear.float().mean() > 0.8
+    assert torch.equal(found.reshape(-1)[clear], wanted[clear])
+    assert wanted.any() == (azimuth > 30)
+
+
+def test_a_thin_sheet_hides_its_back_and_an_object_what_is_behind_it():
+    front, back = (Cameras.orbit(1, azimuth=[a], elevation=[0.0], width=32, height=32) for a in (0.0, 180.0))
+    sheet = Mesh([[-0.4, -0.4, 0], [0.4, -0.4, 0], [0, 0.4, 0]], [[0, 1, 2]])
+    assert not unseen_pixels(sheet, front, front).any()
+    assert unseen_pixels(sheet, front, back).float().mean() > 0.05
+    small = [[-0.2, -0.2, -0.3], [0.2, -0.2, -0.3], [0, 0.2, -0.3]]  # farther from the front camera, which sees none of it
+    two = Mesh(sheet.vertices.tolist() + small, [[0, 1, 2], [3, 4, 5]])
+    side = Cameras.orbit(1, azimuth=[40.0], elevation=[0.0], width=32, height=32)
+    assert unseen_pixels(two, front, side).sum() > unseen_pixels(sheet, front, side).sum() == 0
+
+
+def test_truth_stands_in_all_other_pixels():
+    one, truth = torch.rand(2, 3, 4, 4, 3, generator=gen())
+    where = torch.rand(3, 4, 4, generator=gen()) < 0.5
+    mixed = truth_but(one, truth, where)
+    assert torch.equal(mixed[where], one[where]) and torch.equal(mixed[~where], truth[~where])
