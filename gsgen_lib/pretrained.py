@@ -108,6 +108,8 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
     folder: where a model trained here is kept (default: runs/NAME); settings: passed on to the loader (device, ...).
     Prints which of the two was taken. Raises ValueError for a damaged checkpoint: it is not retrained silently.
     """
+    from gsgen_lib.training import first_alone
+
     shipped = folder_of(name)
     module, loader, trainer, *more = CHECKPOINTS[name]
     load = getattr(importlib.import_module(module), loader)
@@ -120,6 +122,8 @@ def load_or_train(name: str, folder: str | Path | None = None, preset: str = "cp
         module, function = trainer.split(":")
         print(f"{name}: no checkpoint in {folder}; training one ({preset} preset), resumable")
         getattr(importlib.import_module(module), function)(out=folder, preset=preset, **(more[0] if more else {}))
+        with first_alone():  # of several processes the first writes the model: the others wait here until it has
+            pass
     print(f"{name}: trained here, {folder / 'model'}")
     return load(checked_folder(folder / "model"), **settings)
 

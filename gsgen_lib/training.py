@@ -151,10 +151,14 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
 
     if device not in (None, "cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, wanted cpu, cuda where there is a GPU, or None for what there is")
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    started_several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if started_several and device == "cpu" and torch.cuda.is_available():
+        raise ValueError("device: got 'cpu' for one of several processes that use GPUs, wanted None (accelerate launch --cpu)")
+    if not started_several:
         AcceleratorState._reset_state(reset_partial_state=True)  # else device and precision of the first training would stay
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu" or not torch.cuda.is_available())
     folder, several = Path(folder), accelerator.num_processes > 1
+    facts = (facts or {}) | {"processes": accelerator.num_processes}  # each draws a batch of its own
     folder.mkdir(parents=True, exist_ok=True)
     model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -162,14 +166,14 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     model = accelerator.unwrap_model(prepared)
     ema, log, first, spent = EMA(model, config.ema_decay), [], 0, 0.0
     if (folder / "checkpoint.pt").is_file():
-        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config, facts or {})
+        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config, facts)
     started, step, since = time.perf_counter(), first, []
 
     def checkpoint() -> None:
         if not accelerator.is_main_process:
             return
         seconds = spent + time.perf_counter() - started
-        _save(folder, step, seconds, model, ema, optimizer, config, log, facts or {})
+        _save(folder, step, seconds, model, ema, optimizer, config, log, facts)
         if sheet is not None:
             with ema.applied(model):
                 model.eval()
@@ -310,7 +314,7 @@ def _resume(path: Path, model, ema, optimizer, config, facts: dict) -> tuple[int
     if step > config.steps:
         raise ValueError(f"{path}: has taken {step} steps, wanted {config.steps}; take another folder or delete the checkpoint")
     wanted = asdict(config) | facts
-    saved = saved | state.get("facts", facts)  # checkpoints from before facts were kept have none
+    saved = {"processes": 1} | saved | state.get("facts", facts)  # checkpoints from before facts were kept have none
     different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
     if different:
         name = different[0]

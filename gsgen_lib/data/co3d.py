@@ -100,13 +100,13 @@ def _annotations(file: Path) -> list[dict]:
     return _read_annotations(file, file.stat().st_mtime)
 
 
-def _path(entry: dict, kind: str, where: str) -> str:
+def _path(entry: dict, kind: str, where: str, field: str = "path") -> str:
     part = entry.get(kind)
-    if not isinstance(part, dict) or not isinstance(part.get("path"), str):
-        raise ValueError(f"{where}: field '{kind}.path' is missing")
-    if Path(part["path"]).is_absolute() or ".." in Path(part["path"]).parts:
-        raise ValueError(f"{where}: field '{kind}.path': wanted a path inside the collection, got {part['path']!r}")
-    return part["path"]
+    if not isinstance(part, dict) or not isinstance(part.get(field), str):
+        raise ValueError(f"{where}: field '{kind}.{field}' is missing")
+    if Path(part[field]).is_absolute() or ".." in Path(part[field]).parts:
+        raise ValueError(f"{where}: field '{kind}.{field}': wanted a path inside the collection, got {part[field]!r}")
+    return part[field]
 
 
 def _viewpoint(entry: dict, size: tuple[int, int], where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -152,5 +152,12 @@ def _depth(root: Path, entry: dict, size: tuple[int, int], box, out: int, where:
         raise ValueError(f"{file}: wanted one 16-bit number a pixel, got shape {bits.shape}")
     depth = bits.view(np.float16).astype(np.float32) * factor
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
+    if entry["depth"].get("mask_path"):  # where the measured depth can be trusted
+        with Image.open(find_picture(root, _path(entry, "depth", where, "mask_path"), where)) as image:
+            sure = np.asarray(image.convert("L")) > 0
+        if sure.shape != depth.shape:
+            raise ValueError(f"{where}: the mask of its depth has {sure.shape[1]} x {sure.shape[0]} pixels, the depth "
+                             f"{depth.shape[1]} x {depth.shape[0]}")
+        depth = np.where(sure, depth, 0)
     cut = cut_square(Image.fromarray(depth), size, box, out, where, nearest=True)
     return torch.from_numpy(np.array(cut))[..., None]

@@ -33,7 +33,7 @@ from gsgen_lib.scene.cameras import Cameras
 
 __all__ = ["Batch", "MultiView", "ViewSet", "drawn_from", "load_views", "loader", "orthogonal_sets", "toy_views"]
 
-INPUTS = ("random", "orthogonal", "front", "ring")
+INPUTS = ("random", "orthogonal", "front", "ring", "around")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ class MultiView(Dataset):
 
     views_in, views_out: how many input and target views, a number or a range (low, high) from which
     each batch draws; inputs: "random" views, "orthogonal" (four at equal elevation and azimuths a,
-    a + 90, a + 180, a + 270, a random), "front" (the same with a = 0), or "ring" (any of the views that belong
-    to such fours); overlap: targets may repeat inputs; background: "white", "random", a colour (r, g, b), or None for RGBA.
+    a + 90, a + 180, a + 270, a random), "front" (the same with a = 0), "ring" (any of the views that belong
+    to such fours), or "around" (the ring where the objects have one, else any view); overlap: targets may
+    repeat inputs; background: "white", "random", a colour (r, g, b), or None for RGBA.
     Raises ValueError naming the argument, among others if the objects have too few views.
 
     >>> data = MultiView(toy_views(3, seed=0, size=16, views=8, points=32), views_in=2, views_out=(1, 3))
@@ -102,6 +103,8 @@ class MultiView(Dataset):
         self.views_in, self.views_out = _as_range("views_in", views_in), _as_range("views_out", views_out, least=0)
         if inputs not in INPUTS:
             raise ValueError(f"inputs: wanted one of {INPUTS}, got {inputs!r}")
+        if inputs == "around":
+            inputs = "ring" if len(orthogonal_sets(views.cameras)) else "random"
         self.fours = None
         if inputs != "random":
             if inputs != "ring" and self.views_in != (4, 4):

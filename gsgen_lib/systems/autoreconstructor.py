@@ -32,6 +32,7 @@ Taught in notebook 08. Source: 2508.21542, section 3.2; Splatter Image (2312.131
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,9 @@ from gsgen_lib.systems.feed_forward import check_views, most_opaque
 from gsgen_lib.systems.splat_vae import kl_to_normal
 
 WIDTH = 0.8  # pixels; the rasterizer adds about half a pixel to every splat
+FIRST_OPACITY = 0.24  # of all Gaussians of a pixel together: the more there are, the fainter is each
 # numbers of one Gaussian, in the order of the head: name -> (how many, gain of the first weights, first bias)
-HEAD = {"opacity": (1, 1.0, -2.0), "depth": (1, 0.3, 0.0), "offset": (3, 0.03, 0.0), "scales": (3, 0.1, 0.0),
+HEAD = {"opacity": (1, 1.0, None), "depth": (1, 0.3, 0.0), "offset": (3, 0.03, 0.0), "scales": (3, 0.1, 0.0),
         "quats": (4, 0.1, 0.0), "color": (3, 5.0, 0.0)}
 NUMBERS = sum(count for count, _, _ in HEAD.values())
 
@@ -116,13 +118,14 @@ class AutoReconstructor(nn.Module):
         self.last = ResBlock(w[0], w[0])
         self.leave = nn.Sequential(nn.GroupNorm(8, w[0]), nn.SiLU(), nn.Conv2d(w[0], NUMBERS * config.gaussians, 3, 1, 1))
         start_linear(self)
+        each = FIRST_OPACITY / config.gaussians
         counts = [count for count, _, _ in HEAD.values()] * config.gaussians
         with torch.no_grad():
             for i, (weight, bias) in enumerate(zip(self.leave[-1].weight.split(counts), self.leave[-1].bias.split(counts),
                                                    strict=True)):
                 _, gain, first = list(HEAD.values())[i % len(HEAD)]
                 weight.mul_(gain)
-                bias.fill_(first)
+                bias.fill_(math.log(each / (1 - each)) if first is None else first)
 
     def forward(self, rgba: Tensor, cameras: Cameras, noise: Tensor, keep: Tensor) -> tuple[Gaussians, Tensor, Tensor]:
         """One step of training: scenes, mu, logvar; noise like mu, standard normal; keep (B,): weight of each object's skips."""

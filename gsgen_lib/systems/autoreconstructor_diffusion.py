@@ -206,7 +206,8 @@ class OneImage:
                mask: Tensor | None = None, generator: torch.Generator | None = None, **settings) -> Gaussians:
         """`count` scenes, batch (count,), that fit one picture: rgba (1, S, S, 4) and its camera.
 
-        keep: weight of the skips; behind: with a second Splatter Image, as seen from behind; mask, settings: of `seen`, `draw`.
+        keep: weight of the skips; behind: with a second Splatter Image, as seen from behind, from noise of its own; mask,
+        settings: of `seen`, `draw`.
         """
         check_views(rgba, cameras, self.var.config.size)
         if len(rgba) != 1 or count < 1:
@@ -218,6 +219,7 @@ class OneImage:
         scenes = self.var.splats(self.var.decode(h, there, skips, keep))
         if not behind:
             return scenes
+        settings.pop("noise", None)
         h = self.draw(self.seen(rgba, mask, behind=True)[[0] * count], generator=generator, **settings)
         return Gaussians.cat([scenes, self.var.splats(self.var.decode(h, opposite(there)))])
 

@@ -3,9 +3,9 @@
     gsgen train var --preset tiny|experiment|cpu|gpu
 
 A batch holds as many toys as real objects: one picture of the ring of eight around each, slightly from above (no pose is read, so
-the network must know where up is), and four other views from anywhere. The pictures of an object all change their colours in the
-same way, at random (`recoloured`); half of the real objects are mirrored (of toys the side to which a tail lies has odds that
-shall stay). In `KEPT` of the scenes skips are kept, in the others they are 0.
+the network must know where up is; captures, which have no ring, give any of theirs), and four other views from anywhere. The
+pictures of an object all change their colours in the same way, at random (`recoloured`); half of the real objects are mirrored
+(of toys the side to which a tail lies has odds that shall stay). In `KEPT` of the scenes skips are kept, else 0.
 
 Two stages: the second goes on from the first with LPIPS in its loss. (LPIPS compares textures, and at first there are none.)
 
@@ -15,6 +15,7 @@ Taught in notebook 08. Source: 2508.21542 section 3.2.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
 def batches(sets: list, batch: int, kept: float = KEPT):
     """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
     sets: of real objects and of toys, from which a batch takes equal shares; each in memory or streamed."""
-    plans = [drawn_from(one, 1, OTHERS, inputs="ring", background=None) for one in sets]
+    plans = [drawn_from(one, 1, OTHERS, inputs="around", background=None) for one in sets]
     if batch % len(plans):
         raise ValueError(f"batch: got {batch}, wanted a multiple of the number of sets, {len(plans)}")
 
@@ -109,7 +110,7 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
                                      weight_kl=weight_kl, **p["model"])
     model = seeded(lambda: AutoReconstructor(config), seed)
     sources, shown = training_objects(p, config.size, seed, out.parent, shards)
-    draw, seconds = batches(sources, p["batch"], kept), 0.0
+    draw, seconds, started = batches(sources, p["batch"], kept), 0.0, time.perf_counter()
     stages = ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0, seed),
               (out, p["fine_steps"] if fine_steps is None else fine_steps, p["lr"] / 3, weight_lpips, seed + 1))  # other batches
     for folder, count, lr, lpips, own_seed in stages:
@@ -121,7 +122,8 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
             return var_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), keep, lpips, generator)
 
         facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "shards": shards}
-        result = train(model, loss_fn, draw, plan, folder, sheet_of(shown, config), minutes, device, facts=facts)
+        left = None if minutes is None else minutes - (time.perf_counter() - started) / 60  # for this stage
+        result = train(model, loss_fn, draw, plan, folder, sheet_of(shown, config), left, device, facts=facts)
         seconds += result.seconds
         if result.step < plan.steps:
             print(f"var: {folder.name}, step {result.step} of {plan.steps}; call again to go on")

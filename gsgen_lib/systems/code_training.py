@@ -11,6 +11,7 @@ Taught in notebook 08. Source: 2508.21542 section 3.3.
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,15 +89,16 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
         h = var.drawn(mu, logvar, torch.randn(mu.shape, generator=generator).to(mu))
         return code_loss(network, model, model.scale(h), seen, generator)
 
-    seconds = 0.0
+    seconds, started = 0.0, time.perf_counter()
     stages = ((out / "first", p["steps"] if steps is None else steps, p["lr"], 0.0, seed),
               (out, p["masked_steps"] if masked_steps is None else masked_steps, p["lr"] / 3, MASKED, seed + 1))  # other batches
     for folder, count, lr, masked, own_seed in stages:
         plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.01, ema_decay=0.999, checkpoint_every=500,
                            seed=own_seed, precision="bf16")
         facts = {"network": asdict(config), "autoreconstructor": digest, "masked": masked}
+        left = None if minutes is None else minutes - (time.perf_counter() - started) / 60  # for this stage
         result = train(model, loss_fn, batches(sets, p["batch"], config.cells, masked), plan, folder, sheet_of(var, shown),
-                       minutes, device, facts=facts)
+                       left, device, facts=facts)
         seconds += result.seconds
         if result.step < plan.steps:
             print(f"codes: {folder.name}, step {result.step} of {plan.steps}; call again to go on")

@@ -157,6 +157,23 @@ def test_co3d_upright_and_choices(tmp_path, toy):
     assert plain.scale == 1.0 and torch.pdist(plain.cameras.centers).max() > 10
 
 
+def test_co3d_depths_that_cannot_be_trusted_are_unknown(tmp_path, toy):
+    entries = write_co3d(tmp_path, toy)
+    whole = load_co3d(tmp_path, "apple", "110_13051_23361", S).depths
+    for entry in entries:
+        local = entry["depth"]["mask_path"] = entry["depth"]["path"].replace(".geometric", ".mask")
+        sure = np.zeros((H, W), np.uint8)
+        sure[:, : W // 2] = 255
+        Image.fromarray(sure).save(tmp_path / local)
+    save_entries(tmp_path, entries)
+    half = load_co3d(tmp_path, "apple", "110_13051_23361", S).depths
+    known, all_known = half > 0, whole > 0  # depths themselves change: the unit of the scene is measured with them
+    assert not (known & ~all_known).any() and 0.2 < known.sum() / all_known.sum() < 0.8
+    Image.fromarray(sure[:5]).save(tmp_path / local)
+    with pytest.raises(ValueError, match=f"frame {len(entries)}: the mask of its depth has {W} x 5"):
+        load_co3d(tmp_path, "apple", "110_13051_23361", S)
+
+
 def test_co3d_without_depths_uses_the_cameras(tmp_path, toy):
     entries = write_co3d(tmp_path, toy)
     for entry in entries:

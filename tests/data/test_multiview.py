@@ -116,6 +116,17 @@ def test_all_views_are_drawn_equally_often(shapes):
     assert ((count - expected) ** 2 / expected).sum(1).max() < 40  # chi-square, 11 degrees of freedom: p = 4e-5
 
 
+def test_inputs_from_around_are_of_the_ring_where_there_is_one(shapes):
+    ring, around = (MultiView(shapes, 2, 5, inputs=name).batch([0, 1], generator(3)) for name in ("ring", "around"))
+    assert torch.equal(ring.views, around.views)
+    without = replace(shapes, images=shapes.images[:, 8:], cameras=replace(
+        shapes.cameras, viewmats=shapes.cameras.viewmats[:, 8:], Ks=shapes.cameras.Ks[:, 8:]))
+    with pytest.raises(ValueError, match="share no four views"):
+        MultiView(without, 1, 3, inputs="ring")
+    plan = MultiView(without, 1, 3, inputs="around")
+    assert {int(plan.batch([0], generator(k)).views[0, 0]) for k in range(60)} == {0, 1, 2, 3}
+
+
 def test_inputs_of_the_ring(shapes):
     plan, seen = MultiView(shapes, 2, 5, inputs="ring"), set()
     for seed in range(30):

@@ -97,7 +97,9 @@ def test_the_first_scene_is_in_front_of_the_camera_and_as_the_head_says():
     scene = var.decode(torch.zeros(1, 4, 4, 4), cameras)
     depth = cameras.project(scene.means)[1]
     assert 0.9 < depth.min() and depth.max() < 2.7 and abs(depth.mean() - 1.8) < 0.15
-    assert abs(scene.opacities.mean() - 1 / (1 + math.exp(2))) < 0.1  # two for a pixel, each faint
+    assert abs(scene.opacities.mean() - 0.12) < 0.1  # two for a pixel, each faint
+    biases = [network(gaussians=m).leave[-1].bias[:1].sigmoid().item() * m for m in (1, 2, 3)]
+    assert biases == pytest.approx([0.24] * 3, abs=1e-5)  # together as opaque, however many
     assert list(HEAD) == ["opacity", "depth", "offset", "scales", "quats", "color"] and NUMBERS == 15
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from gsgen_lib import training
 from gsgen_lib.data.multiview import toy_views
 from gsgen_lib.diffusion import alphas_cumprod_of, scaled_linear_betas
 from gsgen_lib.pretrained import read_card
@@ -215,6 +216,42 @@ def test_codes_without_sampling_are_the_means(toys):
         mu, logvar, *_ = var.encode(torch.cat([draw(gen(k))[0] for k in range(8)]))
     assert torch.equal(model.std, mu.var((0, 2, 3)).sqrt().half().float())
     assert torch.equal(var.drawn(mu, logvar, torch.ones_like(mu)), mu)
+
+
+def test_noise_that_is_given_starts_the_first_set_alone(sampler, picture):
+    """Else the code from behind would be drawn from the very noise of the code of the picture."""
+    seen, draw = [], sampler.draw
+
+    def spied(told, **settings):
+        seen.append(settings.get("noise"))
+        return draw(told, **settings)
+
+    sampler.draw = spied
+    try:
+        noise = torch.randn(2, 4, CELLS, CELLS, generator=gen())
+        sampler.sample(*picture, 2, behind=True, noise=noise, steps=2, generator=gen())
+    finally:
+        del sampler.draw
+    assert seen[0] is noise and seen[1] is None
+
+
+@pytest.mark.parametrize("system", ["var", "codes"])
+def test_minutes_are_of_both_stages_together(trained, tmp_path, monkeypatch, system):
+    """A first stage that takes 3 of 5 minutes leaves 2 for the second."""
+    module = autoreconstructor_training if system == "var" else code_training
+    now, left = [0.0], []
+
+    def spied(model, *words, **settings):
+        left.append(settings.get("minutes", words[5] if len(words) > 5 else None))
+        now[0] += 180
+        return training.TrainResult(words[2].steps, 1.0, [{"loss": 1.0}])
+
+    monkeypatch.setattr(module, "train", spied)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    more = {} if system == "var" else {"autoreconstructor": str(trained[0] / "var" / "model")}
+    (autoreconstructor_training.train_autoreconstructor if system == "var" else code_training.train_codes)(
+        tmp_path / "x", preset="tiny", minutes=5.0, device="cpu", **more)
+    assert left == [5.0, 2.0]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsgen_lib.training import TrainConfig, learning_rate, seeded, step_generator, train
+from gsgen_lib.training import TrainConfig, learning_rate, load_state, save_state, seeded, step_generator, train
 from gsgen_lib.viz.curves import read_log
 
 CONFIG = TrainConfig(steps=60, lr=0.05, warmup=5, checkpoint_every=10, ema_decay=0.9)
@@ -100,6 +100,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds another network"):
         run(nn.Linear(2, 1), tmp_path)
     assert run(make(), tmp_path, replace(CONFIG, steps=70)).step == 70  # longer is allowed
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    """Each process draws a batch, so two would go on with twice the batch; a checkpoint that says nothing is of one."""
+    run(make(), tmp_path)
+    state = load_state(tmp_path / "checkpoint.pt", ("facts",))
+    assert state["facts"] == {"processes": 1}
+    save_state(tmp_path / "checkpoint.pt", state | {"facts": {"processes": 2}})
+    with pytest.raises(ValueError, match="processes=2, wanted 1"):
+        run(make(), tmp_path)
+    save_state(tmp_path / "checkpoint.pt", state | {"facts": {}})
+    assert run(make(), tmp_path).step == 60
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_harms(tmp_path):
