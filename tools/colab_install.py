@@ -21,7 +21,7 @@ COLAB_HAS = """
 torch numpy scipy pillow matplotlib tqdm rich packaging typing-extensions requests regex pyyaml
 filelock huggingface-hub tokenizers psutil ipython ipykernel importlib-metadata networkx imageio
 tifffile lazy-loader jinja2 sympy fsspec setuptools traitlets widgetsnbextension comm narwhals
-contourpy cycler fonttools kiwisolver pyparsing python-dateutil llvmlite typer
+contourpy cycler fonttools kiwisolver pyparsing python-dateutil llvmlite typer scikit-learn joblib threadpoolctl
 """.split()
 
 # What the course needs besides.
