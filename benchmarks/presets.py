@@ -18,15 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems import (
+    autoencoder_training,
     autoreconstructor_training,
     code_training,
     feed_forward_training,
+    prior_training,
     splat_diffusion_training,
     splat_vae_training,
 )
 from gsgen_lib.systems.autoreconstructor import AutoReconstructor, AutoReconstructorConfig, var_loss
 from gsgen_lib.systems.autoreconstructor_diffusion import CodeDenoiser, CodeDiffusionConfig, Seen, code_loss
 from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, reconstruction_loss
+from gsgen_lib.systems.prior_networks import EncodeDecode, TextAndUNet, make_autoencoder, make_text_encoder, make_unet
 from gsgen_lib.systems.splat_diffusion import Condition, SplatDenoiser, SplatDiffusionConfig, diffusion_loss, scene_cameras
 from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, vae_loss
 from gsgen_lib.training import seeded
@@ -48,6 +51,16 @@ def photos(batch: int, views: int, size: int, device: str) -> tuple[torch.Tensor
 def systems(device: str) -> dict:
     """name -> (network, preset, loss of so many objects)."""
     found = {}
+    p = prior_training.PRESETS["gpu"]
+    cells = p["size"] // 4
+    pictures = seeded(lambda: EncodeDecode(make_autoencoder(p["vae"]["channels"])), 0).to(device)
+    unet = seeded(lambda: make_unet(p["channels"], cells, 4, prior_training.ATTENTION), 0)
+    painter = TextAndUNet(unet, seeded(lambda: make_text_encoder(300), 0)).to(device)
+    found["prior, autoencoder"] = (pictures, p["vae"], lambda batch: autoencoder_training.autoencoder_loss(
+        pictures, photos(batch, 1, p["size"], device)[0][:, 0, ..., :3], torch.Generator().manual_seed(0)))
+    found["prior, diffusion"] = (painter, p, lambda batch: {"loss": painter(
+        torch.randn(batch, 4, cells, cells, device=device), torch.zeros(batch, dtype=torch.long, device=device),
+        torch.ones(batch, 24, dtype=torch.long, device=device)).square().mean()})
     for name, backbone in (("feed-forward, unet", "unet"), ("feed-forward, transformer", "transformer")):
         preset = feed_forward_training.PRESETS["gpu"]
         net = seeded(lambda b=backbone, p=preset: FeedForward(FeedForwardConfig(backbone=b, **p["model"])), 0).to(device)
@@ -147,5 +160,6 @@ def main(steps: int = 2) -> dict:
         rows.append(row)
     how = "Measured on the GPU." if cuda else "Measured with one object, times the batch."
     precision = "with half precision" if cuda else "in single precision; half precision keeps about half"
-    note = f"Presets 'gpu', pictures of 128 x 128 pixels. {how} GB {precision}. LPIPS in every step, where a preset has it."
+    note = (f"Presets 'gpu', pictures of 128 x 128 pixels. {how} GB {precision}. LPIPS in every step, where a preset has it. "
+            "The prompt scorer looks at 64 x 64 pixels, whatever it is given, so its preset has no larger size.")
     return {"name": "presets", "rows": rows, "bars": [], "note": note}

@@ -42,8 +42,8 @@ STEPS = (
     Step("raster_gpu", (*BENCH, "raster_gpu", "--json"), 400),
     # The trainings resume: run a step again, on the same machine, until its model is whole.
     Step("scorer", (*TRAIN, "scorer", "--preset", "gpu", "--minutes", "7"), 580),
-    Step("prior", (*TRAIN, "prior", "--preset", "gpu", "--minutes", "4"), 580),
     # What ships is of the size "cpu"; these train it on. ("gpu" is larger, for pictures of 128 x 128 pixels.)
+    Step("prior", (*TRAIN, "prior", "--preset", "cpu", "--minutes", "4"), 580),
     Step("feedforward", (*TRAIN, "feedforward", "--preset", "cpu", "--start", "feedforward_unet", "--minutes", "6"), 580),
     Step("transformer", (*TRAIN, "feedforward", "--preset", "cpu", "--backbone", "transformer", "--start",
                          "feedforward_transformer", "--minutes", "6"), 580),

@@ -221,15 +221,16 @@ def join_views(*parts: CaptionedViews) -> CaptionedViews:
                           torch.cat([p.real for p in parts]))
 
 
-def training_views(toys: int, generator: np.random.Generator, real: Sequence[int] = ()) -> CaptionedViews:
-    """What a text-image model of the course learns from: `toys` new toys and these views of the real training objects.
+def training_views(toys: int, generator: np.random.Generator, real: Sequence[int] = (), size: int = 64) -> CaptionedViews:
+    """What a text-image model of the course learns from: `toys` new toys and these views of the real training objects (of 64 x 64
+    pixels), pictures of size x size pixels.
 
     Models given different generators learn from different toys. Progress is shown.
 
     >>> len(training_views(2, np.random.default_rng(0)))
     20
     """
-    views = toy_views(toys, generator, progress=True)
+    views = toy_views(toys, generator, size=size, progress=True)
     return join_views(views, real_views("train", real)) if real else views
 
 

@@ -71,9 +71,9 @@ PRESETS = {
     "cpu": dict(toys=2000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=10000, batch=8, lr=4e-4),
                 decoder=4500, text=dict(steps=2000, batch=64), steps=50000, batch=16, view=dict(steps=3500, batch=96),
                 reward=dict(steps=500, batch=8)),
-    "gpu": dict(toys=5000, real=PAINTER, channels=(64, 96), vae=dict(channels=(32, 48, 64), steps=8000, batch=64, lr=1e-3),
-                decoder=4000, text=dict(steps=4000, batch=256), steps=20000, batch=256, view=dict(steps=4000, batch=256),
-                reward=dict(steps=500, batch=64)),
+    "gpu": dict(toys=5000, real=(), size=128, channels=(128, 192),
+                vae=dict(channels=(64, 96, 128), steps=20_000, batch=32, lr=4e-4), decoder=8000, text=dict(steps=4000, batch=256),
+                steps=100_000, batch=128, view=dict(steps=4000, batch=256), reward=dict(steps=500, batch=64)),
 }
 TOY_SEED = 1_000_000
 SETS, DROP, COPIES = 0.3, 0.1, 3
@@ -179,9 +179,9 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
                 minutes: float | None = None, device: str | None = None, views: CaptionedViews | None = None) -> dict:
     """Train the prior; out/model is then a diffusers pipeline folder with a card. Resumable at every stage.
 
-    preset: "tiny" (a minute, for tests), "cpu" (about eight hours on two cores) or "gpu"; steps: of the diffusion model,
-    instead of the preset's; minutes: stop the running stage early (call again to go on); views: pictures to use instead of
-    the preset's; device: "cpu" keeps off the GPU. Returns the card.
+    preset: "tiny" (a minute, for tests), "cpu" (about eight hours on two cores) or "gpu" (128 x 128 pixels, of toys alone:
+    real objects ship at 64); steps: of the diffusion model, instead of the preset's; minutes: stop the running stage early (call
+    again to go on); views: pictures to use instead of the preset's; device: "cpu" keeps off the GPU. Returns the card.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -189,7 +189,7 @@ def train_prior(out: Path = Path("runs/prior"), preset: str = "cpu", steps: int 
     if views is None:
         toys = np.random.default_rng(TOY_SEED + seed)
         with first_alone():
-            views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"]))
+            views = kept(out / "views.safetensors", lambda: training_views(p["toys"], toys, p["real"], p.get("size", 64)))
     vae, first = train_autoencoder(views, out / "autoencoder", **p["vae"], seed=seed, minutes=minutes, device=device)
     if first.step < p["vae"]["steps"]:
         print(f"autoencoder: step {first.step} of {p['vae']['steps']}; call again to go on")

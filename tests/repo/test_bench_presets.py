@@ -25,7 +25,10 @@ def test_time_and_pictures():
 
 def test_every_gpu_preset_is_there_with_its_loss():
     found = presets.systems("cpu")
-    assert len(found) == 6
-    for name in ("latent diffusion", "diffusion over its codes"):  # the quick ones
+    assert len(found) == 8
+    for name in ("latent diffusion", "diffusion over its codes", "prior, diffusion", "prior, autoencoder"):  # the quick ones
         network, preset, loss = found[name]
-        assert torch.isfinite(loss(1)["loss"]) and preset["steps"] >= 60_000
+        assert torch.isfinite(loss(1)["loss"]) and preset["steps"] >= 20_000
+        before = [p.grad for p in network.parameters()]
+        loss(1)["loss"].backward()
+        assert any(p.grad is not None for p in network.parameters()) and all(g is None for g in before)
