@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gsgen_lib.bench import ROOT, cell
+from gsgen_lib.bench import ROOT, cell, load
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "BENCHMARKS.md"
@@ -20,7 +20,8 @@ HEAD = """\
 
 Every table here was printed by the command above it, on the machine and commit that are named
 with it. To measure on your machine: `gsgen bench NAME` prints, `make bench` runs all of them and
-rewrites this page. A bar is what the course promises; a bar that does not hold says "no".
+rewrites this page. A bar is what the course promises; a bar that does not hold says "no", and what
+stands in its way, and what was tried, is written below it.
 """
 
 
@@ -41,6 +42,25 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def reasons(result: dict, why: dict[str, str]) -> list[str]:
+    """For the bars of a result that do not hold, in their order, what `why` says of them; each once.
+
+    why: a benchmark's MISSED, beginning of a bar's id -> text. Raises KeyError for a bar of which nothing is said.
+
+    >>> missed = [{"id": "toys: PSNR", "ok": False}, {"id": "toys: IoU", "ok": False}, {"id": "real", "ok": True}]
+    >>> reasons({"bars": missed}, {"toys": "too small."})
+    ['too small.']
+    """
+    found = []
+    for bar in result["bars"]:
+        if not bar["ok"]:
+            key = next((k for k in why if bar["id"].startswith(k)), None)
+            if key is None:
+                raise KeyError(f"{result['name']}: {bar['id']!r} does not hold, and MISSED says nothing of it")
+            found += [why[key]] if why[key] not in found else []
+    return found
+
+
 def page(results: list[dict]) -> str:
     """The whole page."""
     parts = [HEAD]
@@ -53,6 +73,9 @@ def page(results: list[dict]) -> str:
             parts.append(table(result["rows"]) + "\n")
         if result["bars"]:
             parts.append(table(result["bars"]) + "\n")
+        if any(not bar["ok"] for bar in result["bars"]):
+            said = reasons(result, getattr(load(result["name"]), "MISSED", {}))
+            parts.append("What does not hold, and what was tried:\n\n" + "\n".join(f"- {text}" for text in said) + "\n")
     return "\n".join(parts)
 
 

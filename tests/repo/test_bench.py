@@ -121,3 +121,10 @@ def test_gpu_session_hands_finished_models_back(tmp_path):
         assert gpu_session.hand_back(tmp_path / "runs", tmp_path / "out") == ["prior"]
     assert (tmp_path / "out/prior/unet/weights.safetensors").read_text() == "prior"
     assert not (tmp_path / "out/scorer").exists()
+
+
+def test_a_bar_that_does_not_hold_needs_a_reason():
+    result = {"name": "x", "bars": [{"id": "toys: PSNR", "ok": False}, {"id": "real: PSNR", "ok": False}]}
+    with pytest.raises(KeyError, match="'real: PSNR' does not hold, and MISSED says nothing"):
+        benchmarks_md.reasons(result, {"toys": "too small."})
+    assert benchmarks_md.reasons(result, {"toys": "a", "real": "b", "other": "c"}) == ["a", "b"]
