@@ -43,11 +43,12 @@ from gsgen_lib.systems.scorer_training import scorer_metrics
 
 STEPS = (1, 2, 3, 5, 8, 12, 20, 50, 100, 300, 1000)
 MISSED = {  # beginnings of bars -> why, and what was tried
-    "right view word": "View words: seeds 4 and 5 give .86 and .86, the mean of three is .847. The judge itself finds .90 of the words "
-                       "on true renders, and .83 once they went through our autoencoder. Tried: 50,000 steps; larger batches of hard "
-                       "words; a contrastive term (no effect); a decoder with a discriminator; a reward from a view classifier "
-                       "(+.04, ships); a stronger one (+.03, but own captions -.06); the view word made louder in sampling (+.02 to "
-                       "+.05, ships).",
+    "right view word":
+        "View words: seeds 4 and 5 give .86 and .86, the mean of three is .847. The judge itself finds .90 of the words "
+        "on true renders, and .83 once they went through our autoencoder. Tried: 50,000 steps; larger batches of hard "
+        "words; a contrastive term (no effect); a decoder with a discriminator; a reward from a view classifier (+.04, "
+        "ships); a stronger one (+.03, but own captions -.06); the view word made louder in sampling (+.02 to +.05, "
+        "ships).",
 }
 
 

@@ -38,17 +38,23 @@ BARS = {"toys": {"psnr": 27.0, "box": 20.0, "iou": 0.93}, "real": {"psnr": 24.0,
 ARMS = {"as shipped": {}, "no hull, no sweep": {"geometry": False}, "no augmentation": {"augment": 0.0},
         "no correction": {"passes": 0}}
 MISSED = {  # beginnings of bars -> why, and what was tried
-    "unet, real: PSNR": "Real objects, whole picture: three hours of training on one core end within a decibel of the bar (box and "
-                        "silhouettes reach theirs). Twice the training gave .2 dB. Five views to judge by instead of three, "
-                        "mirrored objects, errors of the inputs read by gradients (corrections) are in; more corrections than in "
-                        "training, or more Gaussians, change nothing.",
-    "transformer, real: PSNR": "The transformer on real objects, whole picture: nearer; see the U-Net.",
-    "unet, toys": "Toys: patterns, spots and stripes of a few pixels, seen at a slant, are what is lost. An oracle that optimises the "
-                  "same 14 numbers of each pixel on all views reaches 32.7 dB, so the splats are not the limit, the prediction is; "
-                  "training and validation objects score alike, so it is not memory. Larger networks on a GPU have not been tried.",
-    "transformer, toys": "The transformer on toys: see the U-Net.",
-    "fit of 16 views": "A fit that may look at sixteen pictures knows more than a network that sees four, and is as good within half a "
-                       "second at 64 pixels. From the same four pictures it does not arrive at all on some objects (rows above).",
+    "unet, real: PSNR":
+        "Real objects, whole picture: three hours of training on one core end within a decibel of the bar (box and "
+        "silhouettes reach theirs). Twice the training gave .2 dB. Five views to judge by instead of three, mirrored "
+        "objects, errors of the inputs read by gradients (corrections) are in; more corrections than in training, or more "
+        "Gaussians, change nothing.",
+    "transformer, real: PSNR":
+        "The transformer on real objects, whole picture: nearer; see the U-Net.",
+    "unet, toys":
+        "Toys: patterns, spots and stripes of a few pixels, seen at a slant, are what is lost. An oracle that optimises "
+        "the same 14 numbers of each pixel on all views reaches 32.7 dB, so the splats are not the limit, the prediction "
+        "is; training and validation objects score alike, so it is not memory. Larger networks on a GPU have not been "
+        "tried.",
+    "transformer, toys":
+        "The transformer on toys: see the U-Net.",
+    "fit of 16 views":
+        "A fit that may look at sixteen pictures knows more than a network that sees four, and is as good within half a "
+        "second at 64 pixels. From the same four pictures it does not arrive at all on some objects (rows above).",
 }
 SCHEDULES = (60, 150, 400, 1500)
 SCORES = {"psnr": "PSNR", "box": "box PSNR", "iou": "alpha IoU"}

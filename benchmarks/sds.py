@@ -50,9 +50,10 @@ ABAR = alphas_cumprod_of(linear_betas()).double()
 TWO = GaussianMixture(torch.tensor([[-1.0, 0], [1, 0]]).double(), torch.full((2,), 0.2).double(), torch.ones(2).double())
 SEEDS = 3
 MISSED = {  # beginnings of bars -> why
-    "6: front views without words / with": "The Janus problem does not show as more fronts: without view words our small prior paints "
-                                           "no front at all, but the same mean side all around (rows of claim 6: the contrast of "
-                                           "front and back is about 0 without words, and that of true toys with them).",
+    "6: front views without words / with":
+        "The Janus problem does not show as more fronts: without view words our small prior paints no front at all, but "
+        "the same mean side all around (rows of claim 6: the contrast of front and back is about 0 without words, and "
+        "that of true toys with them).",
 }
 KINDS = ("all", "hits", "false", "contrast")
 
