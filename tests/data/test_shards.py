@@ -1,16 +1,21 @@
 """Objects in tar files: written, read back, shuffled, shared among processes; and what is refused."""
 
+import hashlib
 import io
 import itertools
 import json
+import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from gsgen_lib.data import shards
 from gsgen_lib.data.multiview import MultiView, drawn_from
-from gsgen_lib.data.shards import from_shards, joined, read_index, stream, write_shards
+from gsgen_lib.data.shards import from_shards, joined, read_index, read_shard, stream, write_shards, write_views
 from gsgen_lib.data.view_sets import load_views, toy_views
 
 
@@ -112,15 +117,67 @@ def test_a_shipped_split_and_a_folder(tmp_path):
     write_shards(tmp_path / "a", "val", count=3)
     assert {one.meta[0]["split"] for one in first(tmp_path / "a", 3)} == {"val"}
     write_shards(tmp_path / "b", "toys", count=2, size=8)
-    assert read_index(tmp_path / "b") == {"objects": 2, "views": 24, "size": [8, 8], "shards": ["000000.tar"]}
+    index = read_index(tmp_path / "b")
+    digest = hashlib.sha256((tmp_path / "b" / "000000.tar").read_bytes()).hexdigest()
+    assert index == {"objects": 2, "views": 24, "size": [8, 8], "points": 2048,
+                     "shards": {"000000.tar": {"objects": 2, "sha256": digest}}}
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["000000.tar", "index.json"]
     with pytest.raises(ValueError, match="finished set"):
         write_shards(tmp_path / "b", "val", count=1)
-    (tmp_path / "b" / "index.json").unlink()  # as if it had been interrupted
-    (tmp_path / "b" / "000007.tar").write_bytes(b"half")
-    (tmp_path / "b" / "letters.tar").write_bytes(b"mine")
-    write_shards(tmp_path / "b", "val", count=1)
-    assert read_index(tmp_path / "b")["objects"] == 1
-    assert sorted(p.name for p in (tmp_path / "b").glob("*.tar")) == ["000000.tar", "letters.tar"]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_writing_begins_again_and_touches_nothing_else(tmp_path):
+    def until(n):
+        yield toys()[:n]
+        raise Stop
+
+    with pytest.raises(Stop):
+        write_views(tmp_path / "a", until(5), per_shard=2)
+    assert sorted(p.name for p in (tmp_path / "a").glob("*")) == ["000000.tar", "000001.tar", "000002.tar", "unfinished.json"]
+    with pytest.raises(FileNotFoundError, match="index.json"):
+        next(stream(tmp_path / "a"))
+    index = write_views(tmp_path / "a", [toys()[:3]], per_shard=2)
+    assert sorted(p.name for p in (tmp_path / "a").glob("*")) == ["000000.tar", "000001.tar", "index.json"]
+    assert [one["objects"] for one in index["shards"].values()] == [2, 1]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "202401.tar").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="202401.tar, which is not of an unfinished set"):
+        write_views(tmp_path / "c", [toys()[:1]])
+    assert (tmp_path / "c" / "202401.tar").read_bytes() == b"mine"
+    odd = tmp_path / "50%done %06d"
+    assert write_views(odd, [toys()[:1]])["objects"] == 1 and next(stream(odd)) is not None
+
+
+def test_sets_that_differ_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got views, height, width, points \(4, 16, 16, 16\), wanted \(8, 16, 16, 16\)"):
+        write_views(tmp_path / "a", [toys()[:1], toy_views(1, 0, 16, 4, points=16, progress=False)])
+    with pytest.raises(ValueError, match="got no objects"):
+        write_views(tmp_path / "b", [])
+    with pytest.raises(ValueError, match="size: got 32, but only toys"):
+        write_shards(tmp_path / "c", "val", count=1, size=32)
+
+
+def test_toys_of_several_chunks_are_different(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK", 2)
+    write_shards(tmp_path / "a", "toys", count=5, size=8)
+    ids = [one.ids[0] for one in first(tmp_path / "a", 5)]
+    assert len(set(ids)) == 5
+
+
+def test_objects_are_written_in_random_order(folder):
+    views = load_views("train", folder.parent / "objects", progress=False)
+    written = [one.ids[0] for name in sorted(read_index(folder)["shards"]) for one in read_shard(folder / name, read_index(folder))]
+    assert sorted(written) == sorted(views.ids) and written != views.ids
+
+
+def test_the_seed_permutes_the_shards(folder):
+    """With a buffer of one, objects come in the order of files, so the first one tells which shard came first."""
+    begun = {first(folder, 1, seed=seed, buffer=1)[0].ids[0] for seed in range(12)}
+    assert len(begun) >= 3
 
 
 def test_wrong_input_is_named(tmp_path, folder):
@@ -136,29 +193,63 @@ def test_wrong_input_is_named(tmp_path, folder):
         next(stream(folder, buffer=0))
 
 
-def broken_copy(folder, out, change):
-    """One shard, one of whose files `change`(name, content) has changed."""
+def broken_copy(folder, out, change, honest=True):
+    """One shard, one of whose files `change`(name, content) has changed; honest: with the index of what there is now."""
     out.mkdir()
+    index, objects = read_index(folder), set()
     with tarfile.open(folder / "000000.tar") as old, tarfile.open(out / "000000.tar", "w") as new:
         for member in old.getmembers():
             content = change(member.name, old.extractfile(member).read())
             if content is not None:
+                objects.add(member.name.split(".")[0])
                 member.size = len(content)
                 new.addfile(member, io.BytesIO(content))
-    (out / "index.json").write_text(json.dumps(read_index(folder) | {"shards": ["000000.tar"]}))
+    own = index["shards"]["000000.tar"]
+    if honest:
+        own = {"objects": len(objects), "sha256": hashlib.sha256((out / "000000.tar").read_bytes()).hexdigest()}
+    (out / "index.json").write_text(json.dumps(index | {"objects": own["objects"], "shards": {"000000.tar": own}}))
 
 
-def pickled(name, content):
-    if not name.endswith("points.npy"):
-        return content
+class Bomb:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def array(x):
     file = io.BytesIO()
-    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(file, x, allow_pickle=True)
     return file.getvalue()
 
 
-DAMAGES = {"pickle": pickled, "cut": lambda name, content: content[:60] if name.endswith("png") else content,
-           "missing": lambda name, content: None if name.endswith("intrinsics.npy") else content,
-           "meta": lambda name, content: b"{" if name.endswith("json") else content}
+def only(ending, make):
+    return lambda name, content: make(content) if name.endswith(ending) else content
+
+
+def sheet(content, change):
+    file = io.BytesIO()
+    Image.fromarray(change(np.array(Image.open(io.BytesIO(content))))).save(file, "PNG")
+    return file.getvalue()
+
+
+DAMAGES = {
+    "cut": only("png", lambda x: x[:60]),
+    "missing": lambda name, content: None if name.endswith("intrinsics.npy") else content,
+    "meta": only("json", lambda x: b"{"),
+    "no caption": only("json", lambda x: b"{}"),
+    "a list": only("json", lambda x: b"[]"),
+    "not finite": only("points.npy", lambda x: array(np.full((16, 9), np.nan, np.float32))),
+    "no rotation": only("viewmats.npy", lambda x: array(np.full((8, 4, 4), 7, np.float32))),
+    "no lens": only("intrinsics.npy", lambda x: array(np.zeros((8, 3, 3), np.float32))),
+    "other points": only("points.npy", lambda x: array(np.zeros((5, 9), np.float32))),
+    "whole numbers": only("points.npy", lambda x: array(np.zeros((16, 9), np.int64))),
+    "side by side": only("png", lambda x: sheet(x, lambda a: a.reshape(8, 16, 16, 4).swapaxes(0, 1).reshape(16, 128, 4))),
+    "postscript": only("png", lambda x: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 128\n"),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -168,17 +259,74 @@ def test_damaged_objects_are_refused(tmp_path, folder, damage):
         next(stream(tmp_path / "b"))
 
 
-def test_damaged_folders_are_refused(tmp_path, folder):
-    broken_copy(folder, tmp_path / "b", lambda name, content: content)
+def test_nothing_is_unpickled(tmp_path, folder):
+    bomb = array(np.array([Bomb(tmp_path / "boom")], dtype=object))
+    broken_copy(folder, tmp_path / "b", only("points.npy", lambda x: bomb))
+    with pytest.raises(ValueError, match="damaged"):
+        next(stream(tmp_path / "b"))
+    assert not (tmp_path / "boom").exists()
+    np.load(io.BytesIO(bomb), allow_pickle=True)  # negative control: it is a bomb
+    assert (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("hurt", ["last object gone", "a byte", "zeros"])
+def test_a_shard_that_is_not_the_one_written_is_refused_whole(tmp_path, folder, hurt):
+    broken_copy(folder, tmp_path / "b", lambda name, content: content, honest=False)
+    shutil.copy(folder / "000000.tar", tmp_path / "b" / "000000.tar")
     assert next(stream(tmp_path / "b")) is not None
     tar = tmp_path / "b" / "000000.tar"
-    tar.write_bytes(b"\x00" * 100 + tar.read_bytes()[100:])
-    with pytest.raises(ValueError, match="damaged"):
-        list(itertools.islice(stream(tmp_path / "b"), 8))
-    tar.unlink()
+    content = bytearray(tar.read_bytes())
+    if hurt == "last object gone":
+        shutil.rmtree(tmp_path / "b")
+        broken_copy(folder, tmp_path / "b", lambda name, x: None if name.startswith("00000003") else x, honest=False)
+    elif hurt == "a byte":
+        content[len(content) // 2] ^= 1
+    else:
+        content[len(content) // 2 : len(content) // 2 + 512] = bytes(512)
+    if hurt != "last object gone":
+        tar.write_bytes(content)
+    with pytest.raises(ValueError, match="000000.tar: damaged, its sha256"):
+        next(stream(tmp_path / "b"))
+
+
+def test_an_index_that_lies_about_its_objects_is_refused(tmp_path, folder):
+    broken_copy(folder, tmp_path / "b", lambda name, content: content)
+    index = json.loads((tmp_path / "b" / "index.json").read_text())
+    index["objects"] = index["shards"]["000000.tar"]["objects"] = 5
+    (tmp_path / "b" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="holds 4 objects, index.json says 5"):
+        list(itertools.islice(stream(tmp_path / "b"), 6))
+
+
+@pytest.mark.parametrize("name", ["pipe:touch PWNED; cat 000000.tar #", "../s/000000.tar", "/etc/passwd", "000000.tar\n", "a.tar"])
+def test_other_names_than_those_of_shards_are_refused(tmp_path, folder, name, monkeypatch):
+    broken_copy(folder, tmp_path / "b", lambda name, content: content)
+    index = json.loads((tmp_path / "b" / "index.json").read_text())
+    index["shards"] = {name: index["shards"]["000000.tar"]}
+    (tmp_path / "b" / "index.json").write_text(json.dumps(index))
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match="index.json: wanted"):
+        next(stream("."))
+    assert not (tmp_path / "b" / "PWNED").exists()
+
+
+def test_damaged_folders_are_refused(tmp_path, folder):
+    broken_copy(folder, tmp_path / "b", lambda name, content: content)
+    (tmp_path / "b" / "000000.tar").unlink()
     with pytest.raises(FileNotFoundError, match="000000.tar: missing"):
         next(stream(tmp_path / "b"))
-    for text in ("[]", "{", '{"objects": 0, "views": 1, "size": [1, 1], "shards": []}'):
+    for text in ("[]", "{", "[" * 100_000, '{"objects": 0, "views": 1, "size": [1, 1], "points": 1, "shards": {}}'):
         (tmp_path / "b" / "index.json").write_text(text)
         with pytest.raises(ValueError, match="index.json"):
             next(stream(tmp_path / "b"))
+    for process, processes in ((7, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="process, processes: got"):
+            next(stream(folder, process=process, processes=processes))
+
+
+def test_filmed_objects_become_shards(tmp_path):
+    """Sets of any origin: `write_views` keeps what `data.captures.view_set` makes."""
+    views = toy_views(2, 0, 16, 5, points=16, progress=False)
+    views = replace(views, meta=[{"id": m["id"], "caption": "filmed", "split": "train"} for m in views.meta])
+    write_views(tmp_path / "a", [views])
+    assert {one.captions[0] for one in first(tmp_path / "a", 2)} == {"filmed"}

@@ -3,8 +3,12 @@
 A fenced block is preceded by one comment: `test: run`, `test: check`, or `same as Makefile: TARGET`.
 """
 
+import contextlib
+import functools
+import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gsgen_lib.cli import COMMANDS, split
+from gsgen_lib.cli import COMMANDS, function_of, split
 from tests.repo.conftest import ROOT
 from tools.repo_name import repo_name
 
@@ -79,14 +83,30 @@ def test_the_comparison_bites():
     assert makefile_targets("a: b  ## c\n\t@one \\\n\t two\nX = 1\n") == {"a": ["one two"]}
 
 
+def options_exist(command, rest):
+    """"" if a subcommand takes these options, else what it says of them; it is not run."""
+    if command in ("doctor", "bench"):  # no options; reads them itself
+        return ""
+    import tyro
+
+    function = functools.wraps(function_of(command))(lambda *words, **options: 0)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+            tyro.cli(function, args=rest, config=(tyro.conf.PositionalRequiredArgs,))
+    except SystemExit as ended:
+        return said.getvalue() if ended.code else ""
+    return ""
+
+
 def command_exists(line):
     """"" if what a command line names exists in this repository, else what is wrong."""
-    words = [word for word in line.split() if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    words = [word for word in shlex.split(line.split("  # ")[0].replace("\\", "/")) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     tool = Path(words[0]).name
     if tool == "make":
         return "" if words[1] in makefile_targets() else f"no target {words[1]}"
     if tool == "gsgen":
-        return "" if split(words[1:])[0] in COMMANDS else f"no subcommand {words[1:]}"
+        command, rest = split(words[1:])
+        return options_exist(command, rest) if command in COMMANDS else f"no subcommand {words[1:]}"
     if tool == "git":
         return "" if words[2] == f"https://github.com/{repo_name()}" else "another repository"
     if tool == "cd":
@@ -118,7 +138,8 @@ def test_named_commands_exist(line):
 
 
 def test_unknown_commands_are_noticed():
-    for line in ("make tea", "gsgen dance", "python -m tools.nowhere", "curl x", "cd x", "git clone https://github.com/x/y"):
+    for line in ("make tea", "gsgen dance", "gsgen data shard --source toys --out shards/toys", "gsgen train var --presets gpu",
+                 "gsgen data shard a --count many", "python -m tools.nowhere", "curl x", "cd x", "git clone https://github.com/x/y"):
         assert command_exists(line) != "", line
 
 
