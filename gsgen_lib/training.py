@@ -133,7 +133,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     averaged weights; minutes: stop early, with a checkpoint, when they are over; device: "cpu" keeps off the GPU; facts: what
     else decides what is learned (options of the network, of the loss), kept in the checkpoint.
     Writes checkpoint.pt and log.jsonl (which `viz.training_curves` draws). Raises ValueError for a checkpoint of
-    another configuration, other facts, another network or more steps, and FloatingPointError when the loss is not finite.
+    another configuration, other facts, another network or more steps, and FloatingPointError when the loss, or its gradient, is
+    not finite: then the last whole checkpoint is kept.
 
     >>> import tempfile
     >>> line = nn.Linear(1, 1)
@@ -151,6 +152,12 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
 
     if device not in (None, "cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, wanted cpu, cuda where there is a GPU, or None for what there is")
+    if minutes is not None and math.isnan(minutes):
+        raise ValueError("minutes: got nan, wanted a number, or None for no limit")
+    try:
+        json.dumps(facts)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts: got {facts!r:.200}, wanted numbers, texts, lists and dicts of these ({error})") from error
     started_several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if started_several and device == "cpu" and torch.cuda.is_available():
         raise ValueError("device: got 'cpu' for one of several processes that use GPUs, wanted None (accelerate launch --cpu)")
@@ -164,16 +171,16 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(prepared)
-    ema, log, first, spent = EMA(model, config.ema_decay), [], 0, 0.0
+    ema, log, first, spent, since = EMA(model, config.ema_decay), [], 0, 0.0, []
     if (folder / "checkpoint.pt").is_file():
-        first, spent, log = _resume(folder / "checkpoint.pt", model, ema, optimizer, config, facts)
-    started, step, since = time.perf_counter(), first, []
+        first, spent, log, since = _resume(folder / "checkpoint.pt", model, ema, optimizer, config, facts)
+    started, step = time.perf_counter(), first
 
     def checkpoint() -> None:
         if not accelerator.is_main_process:
             return
         seconds = spent + time.perf_counter() - started
-        _save(folder, step, seconds, model, ema, optimizer, config, log, facts)
+        _save(folder, step, seconds, model, ema, optimizer, config, log, since, facts)
         if sheet is not None:
             with ema.applied(model):
                 model.eval()
@@ -195,7 +202,9 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
         if together(accelerator, not bool(torch.isfinite(loss))):  # all stop, or none
             raise FloatingPointError(f"loss: got {loss.item()} at step {step}; the last whole checkpoint is kept")
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        if config.precision != "fp16" and together(accelerator, not bool(torch.isfinite(norm))):  # fp16 leaves such steps out
+            raise FloatingPointError(f"gradient: got a norm of {float(norm)} at step {step}; the last whole checkpoint is kept")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(model)
@@ -292,33 +301,46 @@ def load_state(path: Path, names: tuple[str, ...]) -> dict:
     return state
 
 
-def _save(folder, step, seconds, model, ema, optimizer, config, log, facts) -> None:
-    """One file, renamed into place, so that an interruption leaves the last whole checkpoint."""
+def _save(folder, step, seconds, model, ema, optimizer, config, log, since, facts) -> None:
+    """One file, renamed into place, so that an interruption leaves the last whole checkpoint. FloatingPointError for weights that
+    are not finite."""
+    broken = _not_finite(model.state_dict())
+    if broken:
+        raise FloatingPointError(f"weights: {broken} is not finite at step {step}; the last whole checkpoint is kept")
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "ema": ema.state_dict(),
-             "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log, "facts": facts}
+             "optimizer": optimizer.state_dict(), "config": asdict(config), "log": log, "since": since, "facts": facts}
     save_state(folder / "checkpoint.pt", state)
     text = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "log.part").write_text(text, encoding="utf-8")
     os.replace(folder / "log.part", folder / "log.jsonl")
 
 
-def _resume(path: Path, model, ema, optimizer, config, facts: dict) -> tuple[int, float, list]:
-    """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log)."""
+def _not_finite(weights: dict) -> str | None:
+    """The name of a tensor that holds a number that is not finite, if there is one."""
+    return next((k for k, v in weights.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
+
+
+def _resume(path: Path, model, ema, optimizer, config, facts: dict) -> tuple[int, float, list, list]:
+    """Load a checkpoint into model, average and optimiser; (steps taken, seconds spent, log, what is not in the log yet)."""
     state = load_state(path, ("config", "step", "seconds", "model", "ema", "optimizer", "log"))
     saved, step = state["config"], state["step"]
-    kinds = {"config": dict, "step": int, "seconds": float | int, "model": dict, "ema": dict, "optimizer": dict, "log": list}
+    state = {"since": [], "facts": {}} | state  # older ones have neither
+    kinds = {"config": dict, "step": int, "seconds": float | int, "model": dict, "ema": dict, "optimizer": dict, "log": list,
+             "since": list, "facts": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)]
+    wrong = wrong or ["model"] * bool(_not_finite(state["model"]))
     wrong = wrong or ["step"] * (step < 0) or ["seconds"] * (not math.isfinite(state["seconds"]))
     if wrong:
         raise ValueError(f"{path}: damaged ({wrong[0]} is {state[wrong[0]]!r:.40}); delete it to start again")
     if step > config.steps:
         raise ValueError(f"{path}: has taken {step} steps, wanted {config.steps}; take another folder or delete the checkpoint")
     wanted = asdict(config) | facts
-    saved = {"processes": 1} | saved | state.get("facts", facts)  # checkpoints from before facts were kept have none
-    different = [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]
+    saved = {"processes": 1} | saved | state["facts"]
+    known = {**wanted, **saved} if state["facts"] else {**asdict(config), "processes": 1}  # the oldest keep no facts
+    different = [k for k in known if k not in FREE and saved.get(k) != wanted.get(k)]
     if different:
         name = different[0]
-        raise ValueError(f"{path}: was trained with {name}={saved.get(name)!r}, wanted {wanted[name]!r}; "
+        raise ValueError(f"{path}: was trained with {name}={saved.get(name)!r}, wanted {wanted.get(name)!r}; "
                          "take another folder or delete the checkpoint")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
@@ -328,7 +350,7 @@ def _resume(path: Path, model, ema, optimizer, config, facts: dict) -> tuple[int
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         model.load_state_dict(before)  # nothing half-loaded
         raise ValueError(f"{path}: holds another network than the one given: {str(error)[:200]}") from error
-    return step, state["seconds"], state["log"]
+    return step, state["seconds"], state["log"], state["since"]
 
 
 def _save_picture(picture: Tensor, path: Path) -> None:

@@ -167,3 +167,68 @@ def test_bad_configurations_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
     assert json.dumps(CONFIG.__dict__)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_harms(tmp_path):
+    """The root at 0 has a finite value and no finite slope."""
+    calls = iter(range(10**6))
+
+    def broken(model, x, generator):
+        found = loss(model, x, generator)["loss"]
+        return found + (0 * found).sqrt() if next(calls) == 20 else found
+
+    with pytest.raises(FloatingPointError, match="gradient: got a norm of nan at step 20"):
+        run(make(), tmp_path, loss_fn=broken)
+    state = load_state(tmp_path / "checkpoint.pt", ("step", "model"))
+    assert state["step"] == 20 and all(torch.isfinite(v).all() for v in state["model"].values())
+    assert run(make(), tmp_path).step == 60  # goes on
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
+    run(make(), tmp_path)
+    state = load_state(tmp_path / "checkpoint.pt", ("model",))
+    state["model"]["0.weight"][0, 0] = float("nan")
+    save_state(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(ValueError, match="damaged .model is"):
+        run(make(), tmp_path)
+
+    class Spoiled(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            with torch.no_grad():
+                self[0].weight[0, 0] = float("inf")
+            return y
+
+    spoiled = seeded(lambda: Spoiled(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)), 0)
+    with pytest.raises(FloatingPointError):
+        run(spoiled, tmp_path / "b", replace(CONFIG, steps=1))
+    assert not (tmp_path / "b" / "checkpoint.pt").exists()
+
+
+def test_facts_that_are_dropped_or_cannot_be_kept_are_refused(tmp_path):
+    run(make(), tmp_path, replace(CONFIG, steps=10), facts={"shards": "a"})
+    for facts, said in ((None, "shards='a', wanted None"), ({"shards": "a", "kept": 1}, "kept=None, wanted 1")):
+        with pytest.raises(ValueError, match=said):
+            run(make(), tmp_path, facts=facts)
+    assert run(make(), tmp_path, facts={"shards": "a"}).step == 60
+    state = load_state(tmp_path / "checkpoint.pt", ("facts",))
+    for wrong in (None, ["a"]):
+        save_state(tmp_path / "checkpoint.pt", state | {"facts": wrong})
+        with pytest.raises(ValueError, match="damaged .facts is"):
+            run(make(), tmp_path, facts={"shards": "a"})
+    with pytest.raises(ValueError, match="facts: got"):
+        run(make(), tmp_path / "b", facts={"folder": tmp_path})
+    with pytest.raises(ValueError, match="minutes: got nan"):
+        run(make(), tmp_path / "b", minutes=float("nan"))
+
+
+def test_the_log_of_a_resumed_training_is_that_of_a_whole_one(tmp_path):
+    """Also where a checkpoint lies between two rows of the log."""
+    config = replace(CONFIG, steps=120, checkpoint_every=30)
+    run(make(), tmp_path / "whole", config)
+    with pytest.raises(Stop):
+        run(make(), tmp_path / "parts", config, stopping_at(70))
+    run(make(), tmp_path / "parts", config)
+    whole, parts = (read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts"))
+    assert [row["step"] for row in whole] == [50, 100, 120]
+    assert [{k: row[k] for k in ("step", "loss", "lr")} for row in parts] == [{k: row[k] for k in ("step", "loss", "lr")} for row in whole]
