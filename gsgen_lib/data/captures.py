@@ -13,6 +13,7 @@ Used by notebook 08.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsgen_lib.data.objects import SPLITS
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.scene.cameras import Cameras
 
@@ -45,9 +47,15 @@ def evenly(entries: list, count: int | None, file: Path) -> list:
     """
     if count is None:
         return entries
-    if not 1 <= count <= len(entries):
+    if not isinstance(count, int) or not 1 <= count <= len(entries):
         raise ValueError(f"{file}: asked for {count} frames, wanted 1 to {len(entries)}")
     return [entries[round(i)] for i in np.linspace(0, len(entries) - 1, count)]
+
+
+def check_size(size: int) -> None:
+    """ValueError for a size of pictures that is no whole number above 0."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"size: got {size!r}, wanted a whole number of pixels above 0")
 
 
 def square_around(K: np.ndarray, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
@@ -83,9 +91,9 @@ def rgba_of(rgb, alpha) -> Tensor:
     return torch.cat([rgb, torch.from_numpy(np.asarray(alpha).copy()).float()[..., None] / 255], -1)
 
 
-def upright(images, Ks, viewmats, depths, names, size: int) -> Capture:
+def upright(images, Ks, viewmats, depths, names, size: int, where: str) -> Capture:
     """A capture of frames: pictures (S, S, 4), K (3, 3), world to camera (4, 4) each; depths (V, S, S, 1) or None. The world is
-    turned so that the mean "up" of its cameras is +y."""
+    turned so that the mean "up" of its cameras is +y. ValueError, beginning with `where`, for cameras that are not finite."""
     W = np.stack(viewmats)
     up = -W[:, 1, :3].mean(0)  # y of a camera points down
     if np.linalg.norm(up) > 1e-6:
@@ -96,16 +104,24 @@ def upright(images, Ks, viewmats, depths, names, size: int) -> Capture:
         turn[:3, :3] = np.stack([np.cross(y, z), y, z])  # rows: our axes in the file's world
         W = W @ turn.T  # x_cam = W x_file, x_file = G^T x_ours
     cameras = Cameras(torch.from_numpy(W).float(), torch.from_numpy(np.stack(Ks)).float(), size, size)
+    try:
+        cameras.validate()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return Capture(torch.stack(images), cameras, depths, names, 1.0)
 
 
 def moved(capture: Capture, scale: float, center) -> Capture:
-    """The same pictures of a world whose points are scale * (x - center); depths grow with it."""
+    """The same pictures of a world whose points are scale * (x - center); depths grow with it. ValueError for a scale that is not
+    a number above 0, or that makes cameras that are not finite."""
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale: got {scale}, wanted a number above 0")
     W = capture.cameras.viewmats.double().clone()
     at = torch.as_tensor(np.asarray(center, float))
     W[:, :3, 3] = scale * (W[:, :3, 3] + W[:, :3, :3] @ at)
     depths = None if capture.depths is None else capture.depths * scale
-    return replace(capture, cameras=replace(capture.cameras, viewmats=W.float()), depths=depths, scale=capture.scale * scale)
+    cameras = replace(capture.cameras, viewmats=W.float()).validate()
+    return replace(capture, cameras=cameras, depths=depths, scale=capture.scale * scale)
 
 
 def lifted(capture: Capture) -> Tensor:
@@ -136,6 +152,11 @@ def view_set(captures: list[Capture], captions: list[str], split: str = "train",
                 towards = torch.nn.functional.normalize(capture.cameras.centers[v] - at, dim=1)
                 cloud = torch.cat([at, towards, capture.images[v, y, x, :3]], 1)
         clouds.append(cloud)
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
+    for capture in captures:
+        if not bool(((capture.images >= 0) & (capture.images <= 1)).all()):  # NaN fails, too
+            raise ValueError("captures: got pictures with numbers outside 0 to 1")
     images = torch.stack([(c.images * 255).round().to(torch.uint8) for c in captures])
     meta = [{"id": f"{i:05d} {c.names[0]}", "caption": caption, "split": split}
             for i, (c, caption) in enumerate(zip(captures, captions, strict=True))]

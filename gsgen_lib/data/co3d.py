@@ -20,13 +20,25 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gsgen_lib.data.captures import Capture, cut_square, evenly, lens_of, lifted, moved, rgba_of, square_around, upright
+from gsgen_lib.data.captures import (
+    Capture,
+    check_size,
+    cut_square,
+    evenly,
+    lens_of,
+    lifted,
+    moved,
+    rgba_of,
+    square_around,
+    upright,
+)
 from gsgen_lib.data.posed import fit_unit_cube
 from gsgen_lib.data.posed_files import check_rigid, find_picture, read_numbers, read_picture
 
@@ -49,6 +61,7 @@ def load_co3d(root: str | Path, category: str, sequence: str, size: int = 128, f
 
     Raises FileNotFoundError or ValueError naming the file, and the field or frame.
     """
+    check_size(size)
     root, file = Path(root), Path(root) / category / "frame_annotations.jgz"
     entries = [e for e in _annotations(file) if e["sequence_name"] == sequence]
     if not entries:
@@ -70,7 +83,8 @@ def load_co3d(root: str | Path, category: str, sequence: str, size: int = 128, f
         viewmats.append(W)
     known = any(d is not None for d in depths)
     depth = torch.stack([torch.zeros(size, size, 1) if d is None else d for d in depths]) if known else None
-    capture = upright(images, Ks, viewmats, depth, [_path(e, "image", str(file)) for e in entries], size)
+    capture = upright(images, Ks, viewmats, depth, [_path(e, "image", str(file)) for e in entries], size,
+                      f"{file}: {sequence}")
     if not unit_cube:
         return capture
     points = None
@@ -81,11 +95,11 @@ def load_co3d(root: str | Path, category: str, sequence: str, size: int = 128, f
 
 
 @functools.lru_cache(maxsize=4)
-def _read_annotations(file: Path, changed: float) -> list[dict]:
+def _read_annotations(file: Path, changed: tuple[int, int]) -> list[dict]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as text:
             entries = json.load(text)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise ValueError(f"{file}: not a gzipped JSON list ({type(error).__name__}: {error})") from error
     whole = isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("sequence_name"), str)
                                               and isinstance(e.get("frame_number"), int) for e in entries)
@@ -97,16 +111,18 @@ def _read_annotations(file: Path, changed: float) -> list[dict]:
 def _annotations(file: Path) -> list[dict]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; CO3D has one in the folder of each category")
-    return _read_annotations(file, file.stat().st_mtime)
+    facts = file.stat()
+    return _read_annotations(file, (facts.st_mtime_ns, facts.st_size))
 
 
 def _path(entry: dict, kind: str, where: str, field: str = "path") -> str:
     part = entry.get(kind)
     if not isinstance(part, dict) or not isinstance(part.get(field), str):
         raise ValueError(f"{where}: field '{kind}.{field}' is missing")
-    if Path(part[field]).is_absolute() or ".." in Path(part[field]).parts:
+    plain = part[field].replace("\\", "/")  # as it will be looked up
+    if PurePosixPath(plain).is_absolute() or PureWindowsPath(plain).drive or ".." in PurePosixPath(plain).parts:
         raise ValueError(f"{where}: field '{kind}.{field}': wanted a path inside the collection, got {part[field]!r}")
-    return part[field]
+    return plain
 
 
 def _viewpoint(entry: dict, size: tuple[int, int], where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -143,18 +159,20 @@ def _depth(root: Path, entry: dict, size: tuple[int, int], box, out: int, where:
         return None
     file = find_picture(root, _path(entry, "depth", where), where)
     (factor,) = read_numbers([entry["depth"].get("scale_adjustment", 1.0)], f"{where}: field 'depth.scale_adjustment'", 1)
+    if factor <= 0:
+        raise ValueError(f"{where}: field 'depth.scale_adjustment': wanted a number above 0, got {factor}")
     try:
         with Image.open(file) as image:
-            bits = np.asarray(image).astype(np.uint16)
+            mode, bits = image.mode, np.asarray(image)
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{file}: cannot be read as a picture ({type(error).__name__}: {error})") from error
-    if bits.ndim != 2:
-        raise ValueError(f"{file}: wanted one 16-bit number a pixel, got shape {bits.shape}")
+    if bits.ndim != 2 or not mode.startswith("I;16"):
+        raise ValueError(f"{file}: wanted one 16-bit number a pixel, got shape {bits.shape}, mode {mode}")
+    bits = bits.astype(np.uint16)
     depth = bits.view(np.float16).astype(np.float32) * factor
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
     if entry["depth"].get("mask_path"):  # where the measured depth can be trusted
-        with Image.open(find_picture(root, _path(entry, "depth", where, "mask_path"), where)) as image:
-            sure = np.asarray(image.convert("L")) > 0
+        sure = np.asarray(read_picture(find_picture(root, _path(entry, "depth", where, "mask_path"), where)).convert("L")) > 0
         if sure.shape != depth.shape:
             raise ValueError(f"{where}: the mask of its depth has {sure.shape[1]} x {sure.shape[0]} pixels, the depth "
                              f"{depth.shape[1]} x {depth.shape[0]}")

@@ -72,13 +72,16 @@ def _is_image_header(line: str) -> bool:
 
 
 def read_numbers(words, where: str, n: int) -> list[float]:
-    """Exactly n finite numbers."""
+    """Exactly n finite numbers, of a list of numbers or of texts."""
     try:
+        if not isinstance(words, list | tuple) or any(isinstance(w, bool) for w in words):
+            raise TypeError
         numbers = [float(w) for w in words]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != n or not all(math.isfinite(x) for x in numbers):
-        raise ValueError(f"{where}: wanted {n} finite numbers, got {' '.join(map(str, words))!r}")
+        got = " ".join(map(str, words)) if isinstance(words, list | tuple) else repr(words)
+        raise ValueError(f"{where}: wanted {n} finite numbers, got {got[:200]!r}")
     return numbers
 
 

@@ -10,12 +10,13 @@ page; all code and text here are our own. Nothing of it ships. Used by notebook 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gsgen_lib.data.captures import Capture, cut_square, evenly, lens_of, moved, rgba_of, square_around, upright
+from gsgen_lib.data.captures import Capture, check_size, cut_square, evenly, lens_of, moved, rgba_of, square_around, upright
 from gsgen_lib.data.posed_files import check_rigid, find_picture, read_numbers, read_picture, read_text
 
 
@@ -26,6 +27,9 @@ def load_realestate(cameras: str | Path, frames_folder: str | Path, size: int = 
 
     Raises FileNotFoundError or ValueError naming the file and the line.
     """
+    check_size(size)
+    if baseline is not None and not (math.isfinite(baseline) and baseline > 0):
+        raise ValueError(f"baseline: got {baseline}, wanted a number above 0, or None for the file's units")
     file, folder = Path(cameras), Path(frames_folder)
     lines = [(i, line.split()) for i, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     if len(lines) < 2 or not lines[0][1][0].startswith("http"):
@@ -49,7 +53,7 @@ def load_realestate(cameras: str | Path, frames_folder: str | Path, size: int = 
         Ks.append(lens_of(K, box, size))
         viewmats.append(check_rigid(np.vstack([np.reshape(values[6:], (3, 4)), [0, 0, 0, 1]]), where))
         names.append(words[0])
-    capture = upright(images, Ks, viewmats, None, names, size)
+    capture = upright(images, Ks, viewmats, None, names, size, str(file))
     if baseline is None:
         return capture
     apart = torch.pdist(capture.cameras.centers.double()).max().item() if len(names) > 1 else 0.0

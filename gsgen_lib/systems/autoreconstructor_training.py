@@ -71,6 +71,8 @@ def recoloured(rgba: Tensor, generator: torch.Generator | None = None, hue: floa
 def batches(sets: list, batch: int, kept: float = KEPT):
     """draw_batch for `training.train`: truth (B, 1 + OTHERS, S, S, 4), the picture first; viewmats, Ks; weights of skips (B,).
     sets: of real objects and of toys, from which a batch takes equal shares; each in memory or streamed."""
+    if not sets:
+        raise ValueError("sets: got none, wanted at least one")
     plans = [drawn_from(one, 1, OTHERS, inputs="around", background=None) for one in sets]
     if batch % len(plans):
         raise ValueError(f"batch: got {batch}, wanted a multiple of the number of sets, {len(plans)}")
@@ -103,6 +105,9 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     if not 0 <= kept <= 1:
         raise ValueError(f"kept: got {kept}, wanted 0 to 1")
+    for name, weight in (("weight_ssim", weight_ssim), ("weight_lpips", weight_lpips), ("weight_kl", weight_kl)):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{name}: got {weight}, wanted a number >= 0")
     p, out = PRESETS[preset], Path(out or "runs/autoreconstructor")
     if min(p["steps"] if steps is None else steps, p["fine_steps"] if fine_steps is None else fine_steps) < 1:
         raise ValueError(f"steps, fine_steps: got {steps}, {fine_steps}, wanted at least 1 each")
@@ -121,7 +126,8 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
             rgba, viewmats, Ks, keep = data
             return var_loss(network, config, rgba, Cameras(viewmats, Ks, config.size, config.size), keep, lpips, generator)
 
-        facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "shards": shards}
+        facts = {"network": asdict(config), "kept": kept, "lpips": lpips, "shards": shards,
+                 "after": None if folder.name == "first" else stages[0][1]}  # steps of the stage before
         left = None if minutes is None else minutes - (time.perf_counter() - started) / 60  # for this stage
         result = train(model, loss_fn, draw, plan, folder, sheet_of(shown, config), left, device, facts=facts)
         seconds += result.seconds
@@ -140,8 +146,9 @@ def train_autoreconstructor(out: Path | None = None, preset: str = "cpu", steps:
 
 
 def sheet_of(views: ViewSet, config: AutoReconstructorConfig):
-    """sheet(model) for `training.train`: for two objects the picture and seven other views: truth, with skips, without."""
-    some = MultiView(views, 1, 7, "ring", background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
+    """sheet(model) for `training.train`: for two objects the picture and up to seven other views: truth, with skips, without."""
+    others = min(7, views.images.shape[1] - 1)
+    some = MultiView(views, 1, others, "around", background=None).batch([0, len(views) // 2], torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def sheet(model):
@@ -152,6 +159,6 @@ def sheet_of(views: ViewSet, config: AutoReconstructorConfig):
         for keep in (1.0, 0.0):
             scenes = model.splats(model.decode(mu, cameras[:1], skips, keep))
             rows.append(rasterize(scenes, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1).cpu())
-        return grid(torch.stack(rows, 1).flatten(0, 2), 8)
+        return grid(torch.stack(rows, 1).flatten(0, 2), 1 + others)
 
     return sheet

@@ -69,7 +69,7 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
-    p, out = PRESETS[preset], Path(out or "runs/code_diffusion")
+    p, out, autoreconstructor = PRESETS[preset], Path(out or "runs/code_diffusion"), str(autoreconstructor)
     if min(p["steps"] if steps is None else steps, p["masked_steps"] if masked_steps is None else masked_steps) < 1:
         raise ValueError(f"steps, masked_steps: got {steps}, {masked_steps}, wanted at least 1 each")
     var = load_autoreconstructor(autoreconstructor)
@@ -95,7 +95,8 @@ def train_codes(out: Path | None = None, preset: str = "cpu", steps: int | None 
     for folder, count, lr, masked, own_seed in stages:
         plan = TrainConfig(steps=count, lr=lr, warmup=200, weight_decay=0.01, ema_decay=0.999, checkpoint_every=500,
                            seed=own_seed, precision="bf16")
-        facts = {"network": asdict(config), "autoreconstructor": digest, "masked": masked}
+        facts = {"network": asdict(config), "autoreconstructor": digest, "masked": masked,
+                 "after": None if folder.name == "first" else stages[0][1]}  # steps of the stage before
         left = None if minutes is None else minutes - (time.perf_counter() - started) / 60  # for this stage
         result = train(model, loss_fn, batches(sets, p["batch"], config.cells, masked), plan, folder, sheet_of(var, shown),
                        left, device, facts=facts)

@@ -2,18 +2,22 @@
 
 import gzip
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gsgen_lib.data.captures import Capture, lifted, view_set
+from gsgen_lib.data.captures import Capture, lifted, moved, view_set
 from gsgen_lib.data.co3d import list_co3d, load_co3d
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.realestate import load_realestate
+from gsgen_lib.data.shards import write_views
 from gsgen_lib.data.toys import sample_toy
 from gsgen_lib.scene.cameras import Cameras
+from gsgen_lib.systems.autoreconstructor_training import train_autoreconstructor
 from tests.data.test_posed import odd_cameras
 
 W, H, V, S = 150, 110, 6, 40
@@ -269,3 +273,109 @@ def test_captures_become_a_view_set(tmp_path, toy):
     small = load_co3d(tmp_path, "apple", "110_13051_23361", 16)
     with pytest.raises(ValueError, match="one shape"):
         view_set([one, small], ["a", "b"])
+
+
+def test_points_of_a_view_set_are_on_the_object_face_their_camera_and_have_its_colour(tmp_path, toy):
+    """Each point, projected into the frame whose camera its normal points at, falls on a covered pixel of its colour and depth."""
+    write_co3d(tmp_path, toy)
+    one = load_co3d(tmp_path, "apple", "110_13051_23361", S)
+    points = view_set([one], ["a house"], points=200, generator=torch.Generator().manual_seed(0)).points[0]
+    at, depth = one.cameras.project(points[:, :3])  # (V, P, 2)
+    towards = torch.nn.functional.normalize(one.cameras.centers[:, None] - points[:, :3], dim=2)
+    v = (towards * points[:, 3:6]).sum(2).argmax(0)  # the camera that saw it
+    assert (towards[v, torch.arange(200)] * points[:, 3:6]).sum(1).min() > 0.999
+    x, y = at[v, torch.arange(200)].floor().long().T
+    assert (one.images[v, y, x, 3] > 0.5).all()
+    torch.testing.assert_close(points[:, 6:], one.images[v, y, x, :3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(depth[v, torch.arange(200)], one.depths[v, y, x, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path, toy):
+    entries = write_co3d(tmp_path, toy)
+    names = load_co3d(tmp_path, "apple", "110_13051_23361", S).names
+    save_entries(tmp_path, [entries[k] for k in np.random.default_rng(0).permutation(len(entries))])
+    assert load_co3d(tmp_path, "apple", "110_13051_23361", S).names == names == sorted(names)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "..\\..\\secret.png", "apple/..\\../secret.png", "/tmp/secret.png", "C:\\secret.png"])
+@pytest.mark.parametrize("kind", ["image", "mask", "depth", "depth mask"])
+def test_co3d_reads_nothing_outside_of_its_folder(tmp_path, toy, path, kind):
+    Image.new("RGB", (150, 110), "red").save(tmp_path / "secret.png")
+    root = tmp_path / "a" / "b"
+    root.mkdir(parents=True)
+    entries = write_co3d(root, toy)
+    entries[0][kind.split()[0]]["mask_path" if " " in kind else "path"] = path
+    save_entries(root, entries)
+    with pytest.raises(ValueError, match="wanted a path inside the collection"):
+        load_co3d(root, "apple", "110_13051_23361", S)
+
+
+WRONG_NUMBERS = {
+    "a number": lambda e: e["viewpoint"].update(T=5), "a text": lambda e: e["viewpoint"].update(T="123"),
+    "truths": lambda e: e["viewpoint"].update(T=[True, False, True]), "one huge": lambda e: e["viewpoint"].update(T=[10**400, 0, 0]),
+    "rows": lambda e: e["viewpoint"].update(R=[1, 2, 3]), "lens": lambda e: e["viewpoint"].update(focal_length=3),
+    "too far": lambda e: e["viewpoint"].update(T=[1e300, 0, 0]), "too long": lambda e: e["viewpoint"].update(focal_length=[1e300, 1]),
+    "no scale": lambda e: e["depth"].update(scale_adjustment=0), "turned": lambda e: e["depth"].update(scale_adjustment=-1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_NUMBERS)
+def test_co3d_numbers_that_are_none_are_refused_with_the_file(tmp_path, toy, wrong):
+    entries = write_co3d(tmp_path, toy)
+    WRONG_NUMBERS[wrong](entries[1])
+    save_entries(tmp_path, entries)
+    with pytest.raises(ValueError, match="frame_annotations.jgz: 110_13051_23361"):
+        load_co3d(tmp_path, "apple", "110_13051_23361", S)
+
+
+def test_co3d_depths_of_8_bits_are_refused(tmp_path, toy):
+    write_co3d(tmp_path, toy)
+    file = tmp_path / "apple/110_13051_23361/depths/frame000002.geometric.png"
+    Image.open(file).point(lambda v: v / 256).convert("L").save(file)
+    with pytest.raises(ValueError, match="frame000002.geometric.png: wanted one 16-bit number a pixel"):
+        load_co3d(tmp_path, "apple", "110_13051_23361", S)
+
+
+def test_co3d_annotations_that_are_no_gzip_inside_are_refused(tmp_path, toy):
+    write_co3d(tmp_path, toy)
+    file = tmp_path / "apple" / "frame_annotations.jgz"
+    content = gzip.compress(gzip.decompress(file.read_bytes()))  # without a name in its head, which may be anything
+    for place in range(20, len(content) - 8, max(1, len(content) // 40)):
+        hurt = bytearray(content)
+        hurt[place] ^= 0xFF
+        file.write_bytes(hurt)
+        os.utime(file, (place, place))  # what was read before is kept by time
+        with pytest.raises(ValueError, match="frame_annotations.jgz"):
+            load_co3d(tmp_path, "apple", "110_13051_23361", S)
+    file.write_bytes(gzip.compress(b"[" * 100_000))
+    with pytest.raises(ValueError, match="frame_annotations.jgz: not a gzipped JSON"):
+        load_co3d(tmp_path, "apple", "110_13051_23361", S)
+
+
+def test_worlds_without_a_unit_are_refused(tmp_path, toy):
+    file, frames = write_realestate(tmp_path, toy)
+    for baseline in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="baseline: got"):
+            load_realestate(file, frames, S, baseline=baseline)
+    capture = load_realestate(file, frames, S)
+    for scale in (0.0, -1.0, float("nan"), 1e300):
+        with pytest.raises(ValueError, match="scale: got|viewmats: got"):
+            moved(capture, scale, np.zeros(3))
+    for size in (0, 2.5, True):
+        with pytest.raises(ValueError, match="size: got"):
+            load_realestate(file, frames, size)
+    for images in (capture.images * 255, capture.images * float("nan")):
+        with pytest.raises(ValueError, match="outside 0 to 1"):
+            view_set([replace(capture, images=images)], ["a room"])
+    with pytest.raises(ValueError, match="split: got 'tests'"):
+        view_set([capture], ["a room"], split="tests")
+
+
+def test_captures_become_shards_and_a_training(tmp_path, toy):
+    """From CO3D's files to a step of the AutoReconstructor: no ring, eight frames are enough."""
+    write_co3d(tmp_path, toy)
+    capture = load_co3d(tmp_path, "apple", "110_13051_23361", 32)
+    write_views(tmp_path / "shards", [view_set([capture] * 2, ["a house", "a hut"], points=16,
+                                               generator=torch.Generator().manual_seed(0))])
+    card = train_autoreconstructor(tmp_path / "var", preset="tiny", shards=str(tmp_path / "shards"), device="cpu")
+    assert card["name"] == "autoreconstructor" and list((tmp_path / "var").glob("samples_*.png"))
