@@ -114,6 +114,14 @@ def kept_bytes(loss, batch: int) -> int:
     return sum(storages.values())
 
 
+def operations_of(loss, network) -> int:
+    """Floating-point operations of one object, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        loss(1)["loss"].backward()
+    network.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
 def measured(loss, network, batch: int, steps: int) -> float:
     """Seconds of a step, the fastest of some."""
     taken = []
@@ -139,10 +147,7 @@ def main(steps: int = 2) -> dict:
     for name, (network, preset, loss) in systems("cuda" if cuda else "cpu").items():
         parameters, batch = sum(p.numel() for p in network.parameters()), preset["batch"]
         count = preset["steps"] + preset.get("fine_steps", 0) + preset.get("masked_steps", 0)
-        with FlopCounterMode(display=False) as counter:
-            loss(1)["loss"].backward()
-        network.zero_grad(set_to_none=True)
-        operations = batch * counter.get_total_flops()
+        operations = batch * operations_of(loss, network)
         row = {"system": name, "million parameters": f"{parameters / 1e6:.1f}", "batch": batch, "steps": count,
                "TFLOP, step": f"{operations / 1e12:.2f}"}
         if cuda:

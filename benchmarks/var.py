@@ -361,6 +361,9 @@ def main(part: int = 0, objects: int = 0, toys: int = 48, hidden: int = 28, samp
     """part: 1 to 6, or 0 for all; objects: of the real test split, 0 for all; network: a shipped name or a folder."""
     if part not in range(7):
         raise ValueError(f"part: got {part}, wanted 0 to 6")
+    for name, value in (("toys", toys), ("hidden", hidden), ("samples", samples), ("seeds", seeds)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, wanted at least 1")
     rows, bars = [], []
     real = load_views("test", limit=objects or None)
     one, latent = load_one_image(network), load_splat_diffusion()

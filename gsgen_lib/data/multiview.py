@@ -245,7 +245,8 @@ def orthogonal_sets(cameras: Cameras, front_only: bool = False, tolerance: float
 
 
 def _as_range(name: str, value, least: int = 1) -> tuple[int, int]:
-    low, high = (value, value) if isinstance(value, int) else tuple(value) if len(value) == 2 else (0, -1)
+    pair = tuple(value) if isinstance(value, list | tuple) and len(value) == 2 else (0, -1)
+    low, high = (value, value) if isinstance(value, int) else pair
     if not (isinstance(low, int) and isinstance(high, int) and least <= low <= high):
         raise ValueError(f"{name}: wanted a number >= {least} or a range (low, high), got {value!r}")
     return low, high
@@ -255,6 +256,6 @@ def _check_background(background):
     if background is None or background == "random":
         return background
     color = (1.0, 1.0, 1.0) if background == "white" else background
-    if isinstance(color, str) or len(color) != 3 or not all(0 <= c <= 1 for c in color):
+    if not isinstance(color, list | tuple) or len(color) != 3 or not all(0 <= c <= 1 for c in color):
         raise ValueError(f"background: wanted 'white', 'random', None or 3 numbers in [0, 1], got {background!r}")
     return tuple(float(c) for c in color)

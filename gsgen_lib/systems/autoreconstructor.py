@@ -162,7 +162,10 @@ class AutoReconstructor(nn.Module):
         sizes = [(b, w, s // 2**k, s // 2**k) for k, w in enumerate(self.config.widths[:2])]
         if len(skips) and [tuple(skip.shape) for skip in skips] != sizes:
             raise ValueError(f"skips: got shapes {[tuple(skip.shape) for skip in skips]}, wanted {sizes}, or () for none")
-        keep = torch.as_tensor(keep, dtype=h.dtype, device=h.device).expand(b)[:, None, None, None]
+        keep = torch.as_tensor(keep, dtype=h.dtype, device=h.device)
+        if keep.shape not in ((), (b,)):
+            raise ValueError(f"keep: got shape {tuple(keep.shape)}, wanted a number or ({b},)")
+        keep = keep.expand(b)[:, None, None, None]
         x = self.up_talk(self.up_begin(self.begin(h)), 1)
         for layer in self.up:
             x = layer(x) if isinstance(layer, ResBlock) else layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -184,9 +187,24 @@ class AutoReconstructor(nn.Module):
         check_views(rgba, cameras, self.config.size)
         if len(rgba) != 1:
             raise ValueError(f"rgba: got {len(rgba)} pictures, wanted one")
+        check_keep(keep)
+        one = (self.config.latent, self.config.size // 8, self.config.size // 8)
+        if noise is not None and (noise.shape != one or not bool(torch.isfinite(noise).all())):
+            raise ValueError(f"noise: got shape {tuple(noise.shape)}, wanted {one}, finite numbers")
         mu, logvar, _, skips = self.encode(rgba)
         h = mu if noise is None else self.drawn(mu, logvar, noise)
         return self.splats(self.decode(h, Cameras.stack([cameras]), skips, keep))[0]
+
+
+def check_keep(keep: float) -> None:
+    """ValueError for a weight of the skips that is no finite number.
+
+    >>> check_keep(float("nan"))
+    Traceback (most recent call last):
+    ValueError: keep: got nan, wanted a finite number
+    """
+    if not isinstance(keep, int | float) or not math.isfinite(keep):
+        raise ValueError(f"keep: got {keep!r}, wanted a finite number")
 
 
 def splatter(raw: Tensor, cameras: Cameras, near: float, far: float) -> Gaussians:

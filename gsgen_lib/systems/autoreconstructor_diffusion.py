@@ -42,7 +42,7 @@ from gsgen_lib.nn.multiview import MultiViewUNet, check_widths
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.autoreconstructor import AutoReconstructor
+from gsgen_lib.systems.autoreconstructor import AutoReconstructor, check_keep
 from gsgen_lib.systems.feed_forward import check_views
 from gsgen_lib.systems.splat_diffusion import waves
 
@@ -177,6 +177,7 @@ class OneImage:
         mask = rgba.new_ones(len(rgba), 1, cells, cells) if mask is None else mask
         if mask.shape != (len(rgba), 1, cells, cells):
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, wanted ({len(rgba)}, 1, {cells}, {cells})")
+        mask = mask.to(rgba)  # it may be of truth values
         features = self.var.encode(patches(rgba, mask))[2]
         return Seen(features, mask, rgba.new_full((len(rgba),), float(behind)))
 
@@ -191,8 +192,8 @@ class OneImage:
         shape = (b, d.latent, d.cells, d.cells)
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=generator.device if generator is not None else None)
-        if noise.shape != shape:
-            raise ValueError(f"noise: got shape {tuple(noise.shape)}, wanted {shape}")
+        if noise.shape != shape or not bool(torch.isfinite(noise).all()):
+            raise ValueError(f"noise: got shape {tuple(noise.shape)}, wanted {shape}, finite numbers")
         nothing = seen.dropped(torch.ones(b, dtype=torch.bool, device=seen.mask.device))
         every = Seen(*(torch.cat(pair) for pair in zip(vars(seen).values(), vars(nothing).values(), strict=True)))
         rows = torch.arange(b, device=seen.mask.device)
@@ -210,10 +211,11 @@ class OneImage:
         settings: of `seen`, `draw`.
         """
         check_views(rgba, cameras, self.var.config.size)
+        check_keep(keep)
         if len(rgba) != 1 or count < 1:
             raise ValueError(f"rgba, count: got {len(rgba)} pictures, {count} scenes, wanted one picture and at least one scene")
         told, there = self.seen(rgba, mask), Cameras.stack([cameras] * count)
-        shown = rgba if mask is None else patches(rgba, mask)  # skips must not show what is hidden
+        shown = rgba if mask is None else patches(rgba, told.mask)  # skips must not show what is hidden
         skips = [skip.expand(count, -1, -1, -1) for skip in self.var.encode(shown)[3]]
         h = self.draw(told[[0] * count], generator=generator, **settings)
         scenes = self.var.splats(self.var.decode(h, there, skips, keep))
@@ -235,6 +237,8 @@ def load_one_image(name: str | Path = "code_diffusion", device: str = "cpu",
     denoiser = pretrained.load_network(name, CodeDenoiser, CodeDiffusionConfig, device)
     card = pretrained.read_card(pretrained.checked_folder(name))
     autoreconstructor = autoreconstructor or card.get("autoreconstructor", "autoreconstructor")
+    if not isinstance(autoreconstructor, str | Path):
+        raise ValueError(f"{name}: its card names {autoreconstructor!r} as the AutoReconstructor, wanted a text")
     found = str(pretrained.read_card(pretrained.checked_folder(autoreconstructor))["sha256"].get("model.safetensors"))
     if card.get("autoreconstructor_sha256") != found:
         raise ValueError(f"{autoreconstructor}: sha256 of its weights is {found[:12]}..., but {name} learned with "

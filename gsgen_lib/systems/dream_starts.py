@@ -16,6 +16,8 @@ Shown in notebook 08. Sources: GaussianDreamer (2310.08529) section 3.3; LGM (24
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -104,7 +106,7 @@ def grown(scene: Gaussians, share: float = 0.5, spread: float = 0.02, colors: fl
     """
     if scene.batch_shape or scene.sh_degree is not None:
         raise ValueError(f"scene: got batch {scene.batch_shape}, SH degree {scene.sh_degree}, wanted one scene with RGB colors")
-    if share < 0 or spread < 0 or colors < 0:
+    if not all(math.isfinite(x) and x >= 0 for x in (share, spread, colors)):
         raise ValueError(f"share, spread, colors: got {share}, {spread}, {colors}, wanted numbers >= 0")
     more = scene.select(torch.randint(scene.num, (round(share * scene.num),), generator=generator).to(scene.device))
     off = spread * torch.randn(more.means.shape, generator=generator).to(scene.means)

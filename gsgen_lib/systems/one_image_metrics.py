@@ -43,8 +43,10 @@ def seen_points(scene: Gaussians, count: int = 1000, generator: torch.Generator 
     """
     if scene.batch_shape:
         raise ValueError(f"scene: got batch {tuple(scene.batch_shape)}, wanted one scene")
-    if not bool((scene.opacities > 0).any()):
-        raise ValueError("scene: got no Gaussian with opacity above 0, wanted some")
+    if not bool((scene.opacities > 0).any() & (scene.opacities >= 0).all()):  # NaN fails, too
+        raise ValueError("scene: got no Gaussian with opacity above 0, or opacities that are no numbers, wanted some")
+    if count < 1:
+        raise ValueError(f"count: got {count}, wanted at least 1")
     pick = torch.multinomial(scene.opacities.double().cpu(), count, True, generator=generator)
     return scene.means[pick.to(scene.device)]
 
@@ -79,6 +81,9 @@ def unseen_pixels(mesh: Mesh, picture: Cameras, there: Cameras) -> Tensor:
     """
     from gsgen_lib.data.raycast import first_hits, visible_points
 
+    if picture.batch_shape or there.batch_shape or len(picture) != 1:
+        raise ValueError(f"picture, there: got {len(picture)} and {len(there)} cameras, batches {tuple(picture.batch_shape)}, "
+                         f"{tuple(there.batch_shape)}, wanted one camera and a set, without batch")
     face, b = first_hits(mesh, there)  # (V, H W), (V, H W, 3)
     hit = face >= 0
     corners = mesh.vertices[mesh.faces[face[hit]]].astype(np.float32)  # (N, 3, 3)
@@ -109,6 +114,8 @@ def best_of(scores: Tensor, k: int) -> float:
     """
     from math import comb
 
+    if scores.ndim != 2 or not bool(torch.isfinite(scores).all()):
+        raise ValueError(f"scores: got shape {tuple(scores.shape)}, wanted (objects, n), finite numbers")
     n = scores.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k: got {k}, wanted 1 to {n}, the samples")

@@ -32,3 +32,11 @@ def test_every_gpu_preset_is_there_with_its_loss():
         before = [p.grad for p in network.parameters()]
         loss(1)["loss"].backward()
         assert any(p.grad is not None for p in network.parameters()) and all(g is None for g in before)
+
+
+def test_operations_are_those_of_both_passes():
+    net = nn.Sequential(nn.Linear(64, 32, bias=False), nn.Linear(32, 16, bias=False))
+    found = presets.operations_of(lambda batch: {"loss": net(torch.ones(batch, 64)).sum()}, net)
+    forward = 2 * (64 * 32 + 32 * 16)
+    assert found == 2 * forward + 2 * 32 * 16  # each weight's slope; and of the second layer's input
+    assert all(p.grad is None for p in net.parameters())

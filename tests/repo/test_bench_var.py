@@ -97,26 +97,36 @@ def test_dreams_are_counted_from_their_start(monkeypatch):
     """The ball reaches 0.6 at step 160; another start has it at once, or at step 60, or never."""
     starts = bench.load("starts")
     curves = {"ball": [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6], "latent": [0.7] * 9, "views": [0.2, 0.3, 0.5, 0.65] + [0.4] * 5}
-    ask, highs = {}, []
+    ask, highs, seeds, clock = {}, [], [], [0.0]
 
-    def dream(prior, caption, config, init=None, **more):
+    def wait(seconds, answer):
+        clock[0] += seconds
+        return answer
+
+    def dream(prior, caption, config, init=None, generator=None, **more):
         kind = "ball" if init is None else init
         ask["now"] = iter(curves[kind])
+        clock[0] += config.steps / 2
         if config.steps == starts.STEPS:
             highs.append(config.high)
+            seeds.append(generator.initial_seed())
         return FitResult(None, snapshots=[(step, kind) for step in range(20, 161, 20)])
 
     for name in ("load_prior", "load_scorer", "load_splat_diffusion", "load_feed_forward"):
         monkeypatch.setattr(starts, name, lambda *words: None)
     monkeypatch.setattr(starts, "dream", dream)
-    monkeypatch.setattr(starts, "from_latents", lambda *words, **more: "latent")
-    monkeypatch.setattr(starts, "from_views", lambda *words, **more: ("views", None))
+    monkeypatch.setattr(starts, "from_latents", lambda *words, **more: wait(3, "latent"))
+    monkeypatch.setattr(starts, "from_views", lambda *words, **more: wait(7, ("views", None)))
+    monkeypatch.setattr(starts.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(starts, "grown", lambda scene, **more: scene)
     monkeypatch.setattr(starts, "rasterize", lambda *words: type("Out", (), {"rgb": torch.zeros(1)}))
     monkeypatch.setattr(starts, "caption_score", lambda judge, x, caption: next(ask["now"]))
     bars = []
     rows = {row["what"]: row for row in starts.starts(["a mug"], 2, bars)}
-    assert highs == [980, 300, 300, 980, 300] * 2
+    assert highs == [980, 300, 300, 980, 300] * 2 and seeds == [0] * 5 + [1] * 5
+    taken = {name: row["seconds to it"] for name, row in rows.items()}  # half a second a step, and what comes before
+    assert taken["dreams from ball"] == "80.0" and taken["dreams from latent diffusion"] == "3.0"
+    assert taken["dreams from four views, lifted"] == "37.0"
     assert rows["dreams from ball"]["steps to the ball's end"] == "160"
     assert rows["dreams from latent diffusion"]["steps to the ball's end"] == "0"
     assert rows["dreams from four views, lifted"]["steps to the ball's end"] == "60"
@@ -145,3 +155,85 @@ def test_diversity_guidance_and_time_have_a_row_for_each(one):
     assert len(rows) == len(var.methods(one, latent, None)) and len(bars) == 4
     assert len(var.guidance(one, latent, 1, 2)) == 15
     assert all(float(row["seconds"]) >= 0 for row in var.speed(one, latent))
+
+
+class Recorded:
+    """A sampler that notes how it was asked, and answers with random scenes."""
+
+    def __init__(self):
+        self.asked, self.cameras, self.vae = [], load_splat_diffusion().cameras, load_splat_diffusion().vae
+
+    def sample(self, *words, **settings):
+        self.asked.append(settings)
+        return Gaussians.stack([Gaussians.random(20, generator=gen(k)) for k in range(2)])
+
+
+def test_guidance_and_skips_are_those_of_the_row(monkeypatch):
+    one, latent = Recorded(), Recorded()
+    rows = var.guidance(one, latent, 1, 2)
+    scales = [0.0, 0.5, 1.0, 2.0, 4.0]
+    assert [a["guidance_scale"] for a in latent.asked] == scales
+    assert [a["guidance_scale"] for a in one.asked] == [s for s in scales for _ in range(2)]
+    assert [a["keep"] for a in one.asked] == [1.0, 0.0] * 5 and not any("behind" in a for a in one.asked)
+    assert [row["what"].split(":")[0] for row in rows] == [f"guidance {s:g}" for s in scales for _ in range(3)]
+
+
+def test_seen_is_the_side_of_the_picture_and_unseen_the_other(monkeypatch, one):
+    sides = []
+    monkeypatch.setattr(var, "diversity", lambda scenes, seen, unseen, g: sides.append(
+        (seen.centers[0, 2].item() > 1, unseen.centers[0, 2].item() < -1)) or {"chamfer": 1.0, "seen": 1.0, "unseen": 1.0})
+    latent = load_splat_diffusion()
+    var.spread(one, latent, 1, 2, [])
+    var.guidance(one, latent, 1, 2)
+    assert len(sides) == 6 + 15 and set(sides) == {(True, True)} and latent.cameras.centers[0, 2] > 1
+
+
+def test_hidden_sides_are_scored_where_they_are(monkeypatch, one):
+    monkeypatch.setattr(var, "truth_but", lambda shown, truth, where: truth)
+    rows = var.hidden_side(one, load_splat_diffusion(), 1, [])
+    assert {row["LPIPS"] for row in rows} == {"0.000 (0.000 to 0.000)"}
+
+
+def test_bars_of_the_arms(monkeypatch, tmp_path):
+    """Fake networks of known scores: each bar is the difference that its name says."""
+    table = {"as shipped": 20.0, "no skips": 18.5, "no variational sampling": 19.0}
+    kinds = {"mean": 0.0, "off": -2.0, "drawn": -0.5, "disturbed": -1.0, "sample": -0.25}
+
+    class Fake:
+        def __init__(self, folder):
+            name = str(folder)
+            self.arm = next((a for a in var.ARMS if f"_{a.replace(' ', '_').replace('.', '')}_" in name), None)
+            self.config = AutoReconstructorConfig()
+
+        def reconstruct(self, rgba, camera, keep=1.0, noise=None):
+            return self.arm, "drawn" if noise is not None else "off" if keep == 0 else "mean"
+
+        def sample(self, rgba, camera, generator=None):
+            return [(self.arm, "sample")]
+
+    def judged(make, views, samples):
+        arm, kind = make(None, None, 1, gen())[0]
+        value = table.get(arm, 20.0) + (3 if arm == "no variational sampling" and kind == "disturbed" else 1) * kinds[kind]
+        lpips = 0.1 + 0.02 * (arm in ("no SSIM", "no LPIPS", "no variational sampling")) - 0.03 * (kind == "sample")
+        return {"psnr": torch.full((2, 1), value), "lpips": [lpips] * 2, "lpips, far": [lpips] * 2, "psnr, far": [value] * 2}
+
+    monkeypatch.setattr(var, "judged", judged)
+    monkeypatch.setattr(var, "load_autoreconstructor", Fake)
+    monkeypatch.setattr(var, "load_one_image", lambda folder, autoreconstructor: Fake(autoreconstructor))
+    monkeypatch.setattr(var, "disturbed", lambda net, views: lambda *words: [(net.arm, "disturbed")])
+    monkeypatch.setattr(var, "reliance", lambda net, views: [0.5, 0.5] if net.arm == "skips never zeroed" else [4.0, 4.0])
+    trained = []
+    monkeypatch.setattr(var, "train_autoreconstructor", lambda out, preset, seed, **settings: trained.append((seed, settings)))
+    monkeypatch.setattr(var, "train_codes", lambda out, preset, autoreconstructor, seed: trained.append((seed, autoreconstructor)))
+    bars = []
+    rows = var.arms(tmp_path, 2, None, bars)
+    assert len(rows) == len(var.ARMS) and len(trained) == 2 * (len(var.ARMS) + 2)
+    assert [settings for seed, settings in trained if seed == 1 and isinstance(settings, dict)] == list(var.ARMS.values())
+    found = {b["id"].split(", lower")[0]: b["value"] for b in bars}
+    assert found == {
+        "19: dB lost where no skips": 1.5,
+        "20: LPIPS on the far side that one diffusion sample has less than a regression": 0.05,
+        "23: dB of one diffusion sample lost where no variational sampling": 1.0,
+        "23: dB of a disturbed code lost where no variational sampling": 2.0,
+        "19: reliance on the code lost where skips are never zeroed": 3.5,
+        "25: LPIPS higher where no SSIM": 0.02, "25: LPIPS higher where no LPIPS": 0.02}
