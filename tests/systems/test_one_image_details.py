@@ -67,10 +67,16 @@ def test_codes_are_drawn_of_the_aim_scaled_and_told_of_the_picture(trained, tmp_
 
     def spied_batches(*words):
         draw = real_batches(*words)
-        return lambda generator: drawn.append(draw(generator)) or drawn[-1]
+
+        def spied(generator):
+            found = draw(generator)
+            drawn.append((*found, generator.get_state()))
+            return found
+
+        return spied
 
     def spied_loss(model, net, h, seen, generator):
-        got.append((net, h, seen, generator.get_state()))
+        got.append((net, h, seen))
         return real_loss(model, net, h, seen, generator)
 
     monkeypatch.setattr(code_training, "batches", spied_batches)
@@ -80,12 +86,13 @@ def test_codes_are_drawn_of_the_aim_scaled_and_told_of_the_picture(trained, tmp_
     var = code_training.load_autoreconstructor(trained)
     steps, dropped = drawn[-8:], 0  # before them, batches for the scales
     assert len(got) == 8
-    for (net, h, seen, _), (picture, aim, behind, mask, drop) in zip(got, steps, strict=True):
+    for (net, h, seen), (picture, aim, behind, mask, drop, state) in zip(got, steps, strict=True):
         with torch.no_grad():
             mu, logvar, *_ = var.encode(aim)
             features = var.encode(patches(picture, mask))[2]
-        noise = (net.unscale(h) - mu) / (0.5 * logvar).exp()
-        assert 0.5 < noise.std() < 2 and noise.mean().abs() < 0.5  # neither the mean code, nor another picture's
+        noise = torch.randn(mu.shape, generator=gen().set_state(state))
+        torch.testing.assert_close(h, (mu + (0.5 * logvar).exp() * noise - net.mean[:, None, None]) / net.std[:, None, None],
+                                   atol=1e-4, rtol=1e-3)
         stays = (~drop).float()[:, None, None, None]
         torch.testing.assert_close(seen.features, features * stays, atol=1e-4, rtol=1e-3)
         assert torch.equal(seen.mask, mask * stays) and torch.equal(seen.behind, behind)
