@@ -107,7 +107,7 @@ def test_an_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path, monkeypa
             file.write(b"half a")
         raise OSError("power cut")
 
-    monkeypatch.setattr(training.torch, "save", power_cut)
+    monkeypatch.setattr(torch, "save", power_cut)
     with pytest.raises(OSError, match="power cut"):
         run(make(), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
