@@ -20,6 +20,7 @@ Taught in notebook 02.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import time
@@ -183,6 +184,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
                 _save_picture(sheet(model), folder / f"samples_{step:06d}.png")
                 model.train()
 
+    if several:
+        atexit.register(_leave)  # else the end of one process may tear down what another still waits for
     model.train()
     bar = tqdm(total=config.steps, initial=first, disable=not (progress and accelerator.is_main_process),
                mininterval=2, desc=folder.name)
@@ -225,6 +228,12 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     ema.copy_to(model)
     model.to(memory_format=torch.contiguous_format).eval()
     return TrainResult(step, spent + time.perf_counter() - started, log, ema)
+
+
+def _leave() -> None:
+    """Leave the group of processes, if we still are in one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def together(accelerator, flag: bool) -> bool:

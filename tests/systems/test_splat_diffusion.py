@@ -423,3 +423,13 @@ def test_a_tiny_training_learns_what_the_words_say():
         losses.append(loss.item())
     blind = (scene[0] - scene[1]).square().mean().item() / 4  # the best single answer
     assert np.mean(losses[-10:]) < 0.3 * blind
+
+
+def test_gradient_energy_of_some_pixels_counts_pairs_within_them():
+    picture, where = torch.rand(2, 5, 7, 3, generator=gen()), torch.rand(2, 5, 7, generator=gen(1)) < 0.6
+    for n in range(2):
+        pairs = [((y, x), (y + dy, x + dx)) for y in range(5) for x in range(7) for dy, dx in ((0, 1), (1, 0))
+                 if y + dy < 5 and x + dx < 7 and where[n, y, x] and where[n, y + dy, x + dx]]
+        wanted = np.mean([(picture[n, *a] - picture[n, *b]).square().mean().item() for a, b in pairs])
+        assert gradient_energy(picture, where)[n].item() == pytest.approx(wanted, rel=1e-5)
+    assert gradient_energy(picture, torch.zeros_like(where)).isnan().all()
