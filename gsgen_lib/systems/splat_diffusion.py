@@ -210,8 +210,12 @@ class SplatDiffusion:
 
     @torch.no_grad()
     def draw(self, given: Condition, steps: int = 25, guidance_scale: float = 2.0, sampler: str = "ddim", eta: float = 0.0,
-             spacing: str = "trailing", noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+             spacing: str = "trailing", noise: Tensor | None = None, generator: torch.Generator | None = None,
+             interval: tuple[float, float] = (0.0, math.inf)) -> Tensor:
         """Latents (B, V, C, h, w), one scene for each of the conditions.
+
+        interval: times of `train_steps` at which guidance acts, low <= t <= high. At others a step asks the network once, not
+        twice, which saves up to a third of the time (Kynkaanniemi et al. 2404.07724).
 
         spacing: of the steps (`diffusion.timesteps`); a network that predicts eps should not start at the very last time, where
         next to nothing of a scene is left and its error is divided by that: "leading".
@@ -242,7 +246,7 @@ class SplatDiffusion:
             return self.denoiser(x, t.expand(len(x)), every[rows], self.cameras)
 
         rows = torch.arange(b, device=self.device)
-        denoise = guided(model, rows, rows + b, guidance_scale)
+        denoise = guided(model, rows, rows + b, guidance_scale, interval=interval)
         settings = dict(steps=steps, prediction=d.prediction, spacing=spacing, generator=generator)
         if sampler == "ddpm":
             z = ddpm_sample(denoise, noise.to(self.device), self.denoiser.alphas_cumprod, **settings)

@@ -230,6 +230,27 @@ def test_sampling_finds_the_only_scene_there_is_and_guidance_is_its_formula(vae,
 
 
 @torch.no_grad()
+def test_guidance_acts_in_its_interval_alone_and_elsewhere_one_pass_is_enough(sampler, monkeypatch):
+    told, asked, whole = sampler.condition(["a red mug"]), [], sampler.denoiser.forward
+
+    def counted(x, t, given, cameras):
+        asked.append((int(t[0]), len(x)))
+        return whole(x, t, given, cameras)
+
+    monkeypatch.setattr(sampler.denoiser, "forward", counted)
+    found = {interval: sampler.draw(told, 10, 3.0, generator=gen(), interval=interval)
+             for interval in ((0, float("inf")), (500, 1000), (2000, 3000))}
+    parts = asked[:10], asked[10:20], asked[20:]
+    assert [n for _, n in parts[0]] == [2] * 10 and [n for _, n in parts[2]] == [1] * 10
+    assert [n for _, n in parts[1]] == [2 if t >= 500 else 1 for t, _ in parts[1]] and len({n for _, n in parts[1]}) == 2
+    unguided, guided = sampler.draw(told, 10, 1.0, generator=gen()), sampler.draw(told, 10, 3.0, generator=gen())
+    assert torch.equal(found[2000, 3000], unguided) and torch.equal(found[0, float("inf")], guided)
+    assert not any(torch.equal(found[500, 1000], z) for z in (unguided, guided))
+    with pytest.raises(ValueError, match="interval: got"):
+        sampler.draw(told, 2, 3.0, interval=(2, 1), generator=gen())
+
+
+@torch.no_grad()
 def test_scenes_of_a_batch_are_drawn_each_for_itself(sampler):
     told = sampler.condition(["a red mug", "a blue car"])
     noise = torch.randn(2, 4, 6, CELLS, CELLS, generator=gen())
