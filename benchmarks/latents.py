@@ -22,10 +22,12 @@
 10. What latents know: family of a toy from its 5 nearest neighbours, in latents and in pixels.
 
 Means with 95 % intervals: bootstrap over objects, for arms over seeds and objects, of paired differences where two arms are
-compared. Trained arms are kept in --folder.
+compared. Networks of arms are trained in --folder (hours) and their scores kept in benchmarks/results/arms/latents, a file each,
+with the commit that trained it; what is there is read, unless --train-again.
 """
 
 import copy
+import json
 import time
 from pathlib import Path
 
@@ -33,7 +35,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsgen_lib.bench import bar, interval
+from gsgen_lib.bench import ROOT, bar, interval, kept
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.distributions import kid
@@ -69,7 +71,8 @@ VAE_ARMS = {"as shipped": {}, "f = 4": {"factor": 4}, "f = 16": {"factor": 16},
 NO_BOTTLENECK = "feed-forward, no bottleneck"
 INTERVAL = (400, 1000)  # guidance there alone: a step of the others asks once, not twice
 KINDS = ("v", "eps", "x0")
-REGRESSION_STEPS = 3_000
+ARM_STEPS, REGRESSION_STEPS = 400, 3_000
+KEPT = ROOT / "benchmarks" / "results" / "arms" / "latents"
 
 
 def gen(seed=0):
@@ -108,37 +111,48 @@ def autoencoder(sets: dict, bars: list) -> list[dict]:
     return rows
 
 
-def autoencoder_arms(folder: Path, seeds: int, real, bars: list) -> list[dict]:
+def autoencoder_arm(out: Path, settings: dict | None, seed: int, real) -> dict:
+    """One network of part 2, trained in `out` unless it is there: {"psnr", "lpips": of each object, "kid", "numbers", "hours"}."""
+    if not (out / "model" / "card.json").is_file():
+        with torch.enable_grad():
+            if settings is None:
+                train_feed_forward(out, preset="experiment", augment=0.0, passes=0, steps=ARM_STEPS, seed=seed)
+            else:
+                train_splat_vae(out, preset="experiment", steps=ARM_STEPS, seed=seed, **settings)
+    network = load_feed_forward(out / "model") if settings is None else load_splat_vae(out / "model")
+    scores = evaluate(network.reconstruct, real, perceptual=True)
+    views = torch.cat([rasterize(network.reconstruct(rgba, at), there[:2], (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
+                       for rgba, at, _, there in cases(real)])
+    found = {key: [round(s[key], 5) for s in scores] for key in ("psnr", "lpips")}
+    c, card = network.config, json.loads((out / "model" / "card.json").read_text(encoding="utf-8"))
+    return found | {"kid": kid(image_features(views), validation_features(), features=features_name()).value,
+                    "numbers": "" if settings is None else str(VIEWS * c.latent * (c.size // c.factor) ** 2),
+                    "command": card["command"], "hours": card["hours"]}
+
+
+def validation_features() -> torch.Tensor:
+    """Of two true views of each validation object."""
+    return image_features(on_background(torch.cat([c[2][:2] for c in cases(load_views("val"))]), torch.ones(3)))
+
+
+def autoencoder_arms(folder: Path, seeds: int, again: bool, real, bars: list) -> list[dict]:
     """Part 2."""
-    found, numbers = {}, {}
-    true = [on_background(torch.cat([c[2][:2] for c in cases(views)]), torch.ones(3)) for views in (load_views("val"), real)]
-    reference = image_features(true[0])
-    floor = kid(image_features(true[1]), reference, features=features_name())
-    for arm, settings in {NO_BOTTLENECK: None, **VAE_ARMS}.items():
-        for seed in range(seeds):
-            out = folder / f"vae_{arm.replace(' ', '_').replace(',', '')}_{seed}"
-            if not (out / "model" / "card.json").is_file():
-                if settings is None:
-                    train_feed_forward(out, preset="experiment", augment=0.0, passes=0, seed=seed)
-                else:
-                    train_splat_vae(out, preset="experiment", seed=seed, **settings)
-            network = load_feed_forward(out / "model") if settings is None else load_splat_vae(out / "model")
-            scores = evaluate(network.reconstruct, real, perceptual=True)
-            views = torch.cat([rasterize(network.reconstruct(rgba, at), there[:2], (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
-                               for rgba, at, _, there in cases(real)])
-            apart = kid(image_features(views), reference, features=features_name()).value
-            found.setdefault(arm, []).append({"psnr": [s["psnr"] for s in scores], "lpips": [s["lpips"] for s in scores],
-                                              "kid": apart})
-        if settings is not None:
-            c = network.config
-            numbers[arm] = f"{VIEWS * c.latent * (c.size // c.factor) ** 2}"
+    found = {}
+    for seed in range(seeds):
+        for arm, settings in {NO_BOTTLENECK: None, **VAE_ARMS}.items():
+            name = f"vae_{arm.replace(' ', '_').replace(',', '')}_{seed}"
+            found.setdefault(arm, []).append(kept(
+                KEPT / f"{name}.json", lambda n=name, s=settings, k=seed: autoencoder_arm(folder / n, s, k, real), again))
 
     def scores_of(arm, key):
         return np.array([run[key] for run in found[arm]])  # (seeds, objects), KID: (seeds,)
 
     rows = [{"objects": "real", "what": f"small, {arm}", "PSNR": interval(scores_of(arm, "psnr")),
-             "LPIPS": interval(scores_of(arm, "lpips"), 3), "KID": f"{scores_of(arm, 'kid').mean():.3f}",
-             "numbers, latents": numbers.get(arm, "")} for arm in found]
+             "LPIPS": interval(scores_of(arm, "lpips"), 3), "KID": interval(scores_of(arm, "kid"), 3),
+             "below feed-forward, dB": interval(scores_of(NO_BOTTLENECK, "psnr") - scores_of(arm, "psnr")),
+             "numbers, latents": found[arm][0]["numbers"]} for arm in found]
+    true = on_background(torch.cat([c[2][:2] for c in cases(real)]), torch.ones(3))
+    floor = kid(image_features(true), validation_features(), features=features_name())
     rows.append({"objects": "real", "what": "true views (floor)", "KID": f"{floor.value:.3f}"})
     for arm in ("views not mixed", "no hull, no sweep", "neither"):
         low = bootstrap_ci(scores_of("as shipped", "psnr") - scores_of(arm, "psnr"), np.random.default_rng(0))[1]
@@ -247,38 +261,46 @@ def views_given(sampler: SplatDiffusion, views, bars: list) -> list[dict]:
     return rows
 
 
-def posterior(sampler: SplatDiffusion, mean_of, count: int, samples: int, bars: list) -> list[dict]:
-    """Part 7. mean_of(condition) -> latents: what answers with the mean."""
+def scored_backs(name: str, every: list, pictures, read, reference) -> dict:
+    """A row of part 7: pictures (P, S, S, 3) of the backs of P hidden toys, one each; read: which attributes are seen in each of
+    the samples of each toy, None where it is not asked; reference: features of true backs of others."""
+    true = torch.cat([case.pictures[[case.true]] for case in every])
+    row = {"what": f"the back, from the front: {name}", "LPIPS": interval(lpips(pictures, true, "none").tolist(), 3),
+           "gradient energy over true": f"{gradient_energy(pictures).mean() / gradient_energy(true).mean():.2f}",
+           "KID": str(kid(image_features(pictures), reference, features=features_name()))}
+    if read is not None:
+        apart = frequencies(every, read, gen())
+        row |= {"TV, pooled": f"{apart['pooled']:.3f}", "TV, by chance": f"{apart['pooled, by chance']:.3f}",
+                "TV, one toy": f"{apart['each']:.3f}", "TV, one toy, by chance": f"{apart['each, by chance']:.3f}"}
+    return row
+
+
+def mean_backs(sampler: SplatDiffusion, mean_of, every: list, samples: int, reference) -> dict:
+    """The row of what answers with the mean: mean_of(condition) -> latents."""
+    back, means, read = back_camera(), [], []
+    for case in every:
+        means.append(render(sampler.decode(mean_of(sampler.condition([""], case.rgba[None, :1], (0,)))), back))
+        read.append(case.read(means[-1]).expand(samples))
+    return scored_backs("regression", every, torch.cat(means), read, reference)
+
+
+def posterior(sampler: SplatDiffusion, mean_row, count: int, samples: int, bars: list) -> list[dict]:
+    """Part 7. mean_row(toys, features of true backs of others) -> the row of `mean_backs`."""
     every, back = hidden_toys(count), back_camera()
-    read, mean_read, sampled, means, true, right = [], [], [], [], [], 0
+    read, sampled, right = [], [], 0
     for i, case in enumerate(every):
-        front = case.rgba[None, :1]
-        told = sampler.condition([""], front, (0,))
-        z = sampler.draw(told[[0] * samples], generator=gen(i), guidance_scale=1.0)
-        pictures = render(sampler.decode(z), back)
+        told = sampler.condition([""], case.rgba[None, :1], (0,))
+        pictures = render(sampler.decode(sampler.draw(told[[0] * samples], generator=gen(i), guidance_scale=1.0)), back)
         read.append(case.read(pictures))
-        mean = render(sampler.decode(mean_of(told)), back)
-        mean_read.append(case.read(mean).expand(samples))
         sampled.append(pictures[:1])
-        means.append(mean)
-        true.append(case.pictures[[case.true]])
         again = rasterize(sampler.vae.reconstruct(case.rgba, sampler.cameras), back, (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
         right += int(case.read(again)[0]) == case.true
-    sampled, means, true = torch.cat(sampled), torch.cat(means), torch.cat(true)
-    rows, reference = [], image_features(torch.cat([case.pictures[[case.true]] for case in hidden_toys(count, seed=1)]))
-    for name, pictures, found in (("samples", sampled, read), ("regression", means, mean_read), ("truth", true, None)):
-        row = {"what": f"the back, from the front: {name}", "LPIPS": interval(lpips(pictures, true, "none").tolist(), 3),
-               "gradient energy over true": f"{gradient_energy(pictures).mean() / gradient_energy(true).mean():.2f}",
-               "KID": str(kid(image_features(pictures), reference, features=features_name()))}
-        if found is not None:
-            apart = frequencies(every, found, gen())
-            row |= {"TV, pooled": f"{apart['pooled']:.3f}", "TV, by chance": f"{apart['pooled, by chance']:.3f}",
-                    "TV, one toy": f"{apart['each']:.3f}", "TV, one toy, by chance": f"{apart['each, by chance']:.3f}"}
-            if name == "samples":
-                bars.append(bar("total variation of hidden attributes, pooled", apart["pooled"], 0.15, most=True))
-                fair = apart["each"] - apart["each, by chance"]
-                bars.append(bar("total variation, one toy, less that of fair draws", fair, 0.1, most=True))
-        rows.append(row)
+    reference = image_features(torch.cat([case.pictures[[case.true]] for case in hidden_toys(count, seed=1)]))
+    rows = [scored_backs("samples", every, torch.cat(sampled), read, reference), mean_row(every, reference),
+            scored_backs("truth", every, torch.cat([case.pictures[[case.true]] for case in every]), None, reference)]
+    apart = frequencies(every, read, gen())
+    bars.append(bar("total variation of hidden attributes, pooled", apart["pooled"], 0.15, most=True))
+    bars.append(bar("total variation, one toy, less that of fair draws", apart["each"] - apart["each, by chance"], 0.1, most=True))
     bars.append(bar("reader of hidden attributes right on true scenes through the autoencoder", right / count, 0.9))
     rows.append({"what": f"reader right on true scenes through the autoencoder: {right / count:.2f} of {count}"})
     return rows
@@ -294,21 +316,30 @@ def trained_regression(folder: Path):
     return lambda told: network.draw(told, 1, 1.0, noise=torch.zeros(len(told.known), *network.nothing(1).views.shape[1:]))
 
 
-def kinds(folder: Path, seeds: int) -> list[dict]:
-    """Part 8."""
+def kind_arm(out: Path, kind: str, seed: int) -> dict:
+    """One network of part 8, trained in `out` unless it is there: {"kid", "command", "hours"}."""
+    if not (out / "model" / "card.json").is_file():
+        with torch.enable_grad():
+            train_splat_diffusion(out, preset="experiment", prediction=kind, seed=seed)
     true = on_background(scene_views(100, SCENE_SEED + 9, progress=False).images.flatten(0, 1), torch.ones(3))
-    truth = image_features(true[::VIEWS + 1])  # one view of a scene, another of the next
-    found = {}
+    sampler = load_splat_diffusion(out / "model")
+    z = [sampler.draw(sampler.nothing(20), guidance_scale=1.0, spacing="leading", generator=gen(i)) for i in range(5)]
+    some = slice(None, None, VIEWS + 1)  # one view of a scene, another of the next
+    pictures = torch.cat([render(sampler.decode(part), sampler.cameras) for part in z])[some]
+    card = json.loads((out / "model" / "card.json").read_text(encoding="utf-8"))
+    return {"kid": kid(image_features(pictures), image_features(true[some]), features=features_name()).value,
+            "command": card["command"], "hours": card["hours"]}
+
+
+def kinds(folder: Path, seeds: int, again: bool) -> list[dict]:
+    """Part 8."""
+    rows = []
     for kind in KINDS:
-        for seed in range(seeds):
-            out = folder / f"denoiser_{kind}_{seed}"
-            if not (out / "model" / "card.json").is_file():
-                train_splat_diffusion(out, preset="experiment", prediction=kind, seed=seed)
-            sampler = load_splat_diffusion(out / "model")
-            z = [sampler.draw(sampler.nothing(20), guidance_scale=1.0, spacing="leading", generator=gen(i)) for i in range(5)]
-            pictures = torch.cat([render(sampler.decode(part), sampler.cameras) for part in z])[::VIEWS + 1]
-            found.setdefault(kind, []).append(kid(image_features(pictures), truth, features=features_name()).value)
-    return [{"what": f"small denoiser, predicts {kind}", "KID": interval(values, 3)} for kind, values in found.items()]
+        names = [f"denoiser_{kind}_{seed}" for seed in range(seeds)]
+        found = [kept(KEPT / f"{name}.json", lambda n=name, k=kind, s=seed: kind_arm(folder / n, k, s), again)["kid"]
+                 for seed, name in enumerate(names)]
+        rows.append({"what": f"small denoiser, predicts {kind}", "KID": interval(found, 3)})
+    return rows
 
 
 def guidance(sampler: SplatDiffusion, scorer, captions: list[str]) -> list[dict]:
@@ -338,10 +369,10 @@ def neighbours(sampler: SplatDiffusion, views) -> list[dict]:
 
 
 def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 100, hidden: int = 112, samples: int = 16,
-         seeds: int = 3, arms: bool = True, guidance_scale: float = 2.0, folder: str = "runs/bench_latents",
-         diffusion: str = "splat_diffusion") -> dict:
-    """objects: of the real test split, 0 for all; arms: train or load the small networks, `seeds` each, in `folder`; diffusion: a
-    shipped name or a folder."""
+         seeds: int = 3, arms: bool = True, train_again: bool = False, guidance_scale: float = 2.0,
+         folder: str = "runs/bench_latents", diffusion: str = "splat_diffusion") -> dict:
+    """objects: of the real test split, 0 for all; arms: with the small networks, `seeds` each, whose kept scores are read;
+    train_again: train them in `folder` instead; diffusion: a shipped name or a folder."""
     sets = {"real": load_views("test", limit=objects or None), "toys": toy_views(toys, TOY_SEED, 64, split="test")}
     sampler, scorer, bars = load_splat_diffusion(diffusion), load_scorer(), []
     asked = scene_views(captions, SCENE_SEED + 5, split="test", progress=False)
@@ -358,13 +389,19 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes: int = 10
         rows.append({"what": "words: true renders of these captions", "own caption first of 50": f"{truth:.2f}"})
         bars.append(bar("own caption first of 50", min(found.values()), 0.75))
         rows += views_given(sampler, sets["real"], bars)
-        mean_of = trained_regression(Path(folder)) if arms else lambda told: sampler.mean(told, generator=gen())
-        rows += posterior(sampler, mean_of, hidden, samples, bars)
+
+        def mean_row(every, reference):
+            if not arms:
+                return mean_backs(sampler, lambda told: sampler.mean(told, generator=gen()), every, samples, reference)
+            return kept(KEPT / "regression.json", lambda: {"row": mean_backs(
+                sampler, trained_regression(Path(folder)), every, samples, reference)}, train_again)["row"]
+
+        rows += posterior(sampler, mean_row, hidden, samples, bars)
         rows += guidance(sampler, scorer, asked.captions)
         rows += neighbours(sampler, scene_views(280, SCENE_SEED + 7, progress=False))
-    if arms:
-        rows += autoencoder_arms(Path(folder), seeds, sets["real"], bars)
-        rows += kinds(Path(folder), seeds)
+        if arms:
+            rows += autoencoder_arms(Path(folder), seeds, train_again, sets["real"], bars)
+            rows += kinds(Path(folder), seeds, train_again)
     note = (f"PSNR on white, mean over pictures of that of each. {features_name()}; {lpips_name()}; judge: {scorer.name}. "
             f"Seconds with torch on {torch.get_num_threads()} threads. One sample for each question, no selection.")
     return {"name": "latents", "rows": rows, "bars": bars, "note": note}

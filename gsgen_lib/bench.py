@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -74,6 +75,32 @@ def interval(values, digits: int = 2) -> str:
 
     mean, low, high = bootstrap_ci(np.asarray(values, float), np.random.default_rng(0))
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def kept(path: Path, make: Callable[[], dict], again: bool = False) -> dict:
+    """What a long measurement found: read from the JSON file `path`; made, and written there, where there is none or `again`.
+
+    make() -> {name: number, list of numbers or text}. The file says beside it which commit and machine made it ("commit",
+    "machine"). Raises ValueError for a file that is damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "arm.json"
+    ...     kept(path, lambda: {"psnr": [20.0]})["psnr"], kept(path, lambda: {"psnr": [0.0]})["psnr"]
+    ([20.0], [20.0])
+    """
+    if again or not path.is_file():
+        found = {**make(), "commit": commit(), "machine": machine()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".part").replace(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or {"commit", "machine"} - set(found):
+            raise ValueError("lacks commit or machine")
+        return found
+    except ValueError as error:
+        raise ValueError(f"{path}: not a kept measurement ({error}); delete it") from error
 
 
 def runs_here(name: str) -> bool:

@@ -148,7 +148,12 @@ def test_the_posterior_of_a_sampler_that_knows_the_odds_holds_and_of_one_that_do
 
     def bars_of(fair, samples=200):
         bars = []
-        rows = latents.posterior(Sampler(fair), lambda told: torch.zeros(1), 14, samples, bars)
+        mean = Sampler(fair)
+
+        def mean_row(toys, reference):
+            return latents.mean_backs(mean, lambda told: torch.zeros(1), toys, samples, reference)
+
+        rows = latents.posterior(Sampler(fair), mean_row, 14, samples, bars)
         return {b["id"]: b for b in bars}, rows
 
     fair, rows = bars_of(True)
