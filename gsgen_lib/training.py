@@ -21,6 +21,7 @@ Taught in notebook 02.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import math
 import time
@@ -231,9 +232,12 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
 
 
 def _leave() -> None:
-    """Leave the group of processes, if we still are in one."""
+    """Leave the group of processes, if we still are in one, and wait until its threads are done: one that still frees a tensor of
+    the last exchange when the interpreter has ended takes the process with it (SIGABRT)."""
     if torch.distributed.is_initialized():
+        gc.collect()  # a model that several processes shared holds the group, too
         torch.distributed.destroy_process_group()
+        time.sleep(0.3)
 
 
 def together(accelerator, flag: bool) -> bool:
