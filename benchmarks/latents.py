@@ -14,8 +14,8 @@
 5. Words: is the own caption ranked first of 50 by the prompt scorer, over four views? 100 captions, held-out combinations.
 6. Views given: the front against the autoencoder's, and PSNR of the back where front, front and right, or all but it are given.
 7. The true posterior: toys whose front hides an attribute (`splat_diffusion_metrics`), `samples` scenes each; the same for a
-   regression with the same backbone, trained for REGRESSION_STEPS (with --no-arms: the denoiser's guess of the mean); LPIPS,
-   gradient energy and KID, to backs of other toys, for both.
+   regression with the same backbone, the shipped denoiser trained on to answer with the mean (with --no-arms: the denoiser's guess
+   of it); LPIPS, gradient energy and KID, to backs of other toys, for both.
 8. Arms of the denoiser (preset "experiment"): v, eps, x0 at equal steps, KID; all start at t = 960, since eps divides by what is
    left of the scene.
 9. Guidance: own caption first against the spread of scenes of one caption (Chamfer distance of opaque centres).
@@ -71,7 +71,8 @@ VAE_ARMS = {"as shipped": {}, "f = 4": {"factor": 4}, "f = 16": {"factor": 16},
 NO_BOTTLENECK = "feed-forward, no bottleneck"
 INTERVAL = (400, 1000)  # guidance there alone: a step of the others asks once, not twice
 KINDS = ("v", "eps", "x0")
-ARM_STEPS, REGRESSION_STEPS = 400, 3_000
+ARM_STEPS, KIND_STEPS = 400, 600
+REGRESSION = dict(preset="cpu", regression=True, start="splat_diffusion", steps=1_500, toys=3_000)
 KEPT = ROOT / "benchmarks" / "results" / "arms" / "latents"
 
 
@@ -311,7 +312,7 @@ def trained_regression(folder: Path):
     out = folder / "regression"
     if not (out / "model" / "card.json").is_file():
         with torch.enable_grad():
-            train_splat_diffusion(out, preset="cpu", regression=True, steps=REGRESSION_STEPS)
+            train_splat_diffusion(out, **REGRESSION)
     network = load_splat_diffusion(out / "model")
     return lambda told: network.draw(told, 1, 1.0, noise=torch.zeros(len(told.known), *network.nothing(1).views.shape[1:]))
 
@@ -320,7 +321,7 @@ def kind_arm(out: Path, kind: str, seed: int) -> dict:
     """One network of part 8, trained in `out` unless it is there: {"kid", "command", "hours"}."""
     if not (out / "model" / "card.json").is_file():
         with torch.enable_grad():
-            train_splat_diffusion(out, preset="experiment", prediction=kind, seed=seed)
+            train_splat_diffusion(out, preset="experiment", prediction=kind, steps=KIND_STEPS, seed=seed)
     true = on_background(scene_views(100, SCENE_SEED + 9, progress=False).images.flatten(0, 1), torch.ones(3))
     sampler = load_splat_diffusion(out / "model")
     z = [sampler.draw(sampler.nothing(20), guidance_scale=1.0, spacing="leading", generator=gen(i)) for i in range(5)]

@@ -207,29 +207,32 @@ def batches(found: dict, captions: list[str], encode_prompt, denoiser: SplatDeno
 
 def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: int | None = None, prediction: str = "v",
                           regression: bool = False, autoencoder: str = "splat_vae_8", real_share: float = REAL_SHARE,
-                          start: str | None = None, seed: int = 0, minutes: float | None = None,
+                          start: str | None = None, toys: int | None = None, seed: int = 0, minutes: float | None = None,
                           device: str | None = None) -> dict:
     """Train the denoiser; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/splat_diffusion if not given; a training that was interrupted goes on. prediction: v, eps or x0;
     regression: the comparison without diffusion (`diffusion_loss`), which predicts x0; autoencoder: a shipped one, or a folder
     with a card; real_share: of real objects among the scenes of a batch; start: a shipped denoiser or a folder, of the same
-    options, whose weights it begins with.
+    options (a regression may start from any prediction), whose weights it begins with; toys: how many, else those of the preset.
     """
     from gsgen_lib.systems.prior import load_prior
 
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
-    p, out = PRESETS[preset], Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
+    p, out = PRESETS[preset] | ({} if toys is None else {"toys": toys}), Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
     prediction = "x0" if regression else prediction
     vae, prior = load_splat_vae(autoencoder), load_prior()
     digest = encoder_digest(vae)
     vae.to("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
     v = vae.config
+    if toys is not None and (not isinstance(toys, int) or toys < 1):
+        raise ValueError(f"toys: got {toys!r}, wanted a whole number >= 1")
     if not 0 <= real_share <= 1:
         raise ValueError(f"real_share: got {real_share}, wanted 0 to 1")
     config = SplatDiffusionConfig(latent=v.latent, cells=v.size // v.factor, prediction=prediction, **p["model"])
-    plan = TrainConfig(steps=p["steps"] if steps is None else steps, lr=p["lr"], warmup=500, weight_decay=0.01, ema_decay=0.9995,
+    steps_of = p["steps"] if steps is None else steps
+    plan = TrainConfig(steps=steps_of, lr=p["lr"], warmup=min(500, steps_of // 5), weight_decay=0.01, ema_decay=0.9995,
                        checkpoint_every=500, seed=seed, precision="bf16")
     with first_alone():
         found, captions = scene_latents(out.parent / f"latents_{digest[:8]}_{p['toys']}_{seed}.safetensors", vae, p, seed)
@@ -240,7 +243,7 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     before = {}
     if start is not None:
         other, before = load_splat_diffusion(start, autoencoder=autoencoder).denoiser, pretrained.beginning(start)
-        if other.config != config:
+        if replace(other.config, prediction=config.prediction if regression else other.config.prediction) != config:
             raise ValueError(f"start: got a network of {other.config}, wanted {config}")
         model.load_state_dict(other.state_dict())
     cameras = scene_cameras(v.size)
@@ -258,7 +261,7 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    said = {"steps": steps, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
+    said = {"steps": steps, "toys": toys, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
             "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder, "start": start,
             "real_share": None if real_share == REAL_SHARE else real_share}
     return pretrained.save_network(model, out / "model", {

@@ -1,0 +1,123 @@
+"""Transformers over sets of different sizes, packed one after the other.
+
+Problem. Objects have different numbers of active voxels. Padded to the largest, a batch computes much for nothing; so all tokens of
+a batch stand in one list, (T, C) with T = n_1 + n_2 + ..., and `lengths` says where each object ends. Everything that treats
+tokens alone runs over the list at once; attention runs object by object, so that no object hears another.
+
+    adaptive norm:   x + gate(e) * f( (1 + scale(e)) norm(x) + shift(e) ),     e: time and condition of the token's object
+
+The gates start at 0, so a new network is the identity plus its last layer (DiT's adaLN-Zero). A token may also read a context,
+words or patches of a picture, by cross-attention; of the context of its own object alone.
+
+Sources: DiT (2212.09748) section 3.2; TRELLIS (2412.01506) section 3.2 and appendix A.3. Taught in notebook 09.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["PackedBlock", "attend_packed", "check_lengths", "of_each", "place_waves"]
+
+
+def check_lengths(x: Tensor, lengths: tuple[int, ...]) -> None:
+    """ValueError where the lengths do not add up to the tokens.
+
+    >>> check_lengths(torch.zeros(5, 2), (2, 2))
+    Traceback (most recent call last):
+    ValueError: lengths: got (2, 2), wanted whole numbers that add up to the 5 tokens
+    """
+    if any(not isinstance(n, int) or n < 0 for n in lengths) or sum(lengths) != len(x):
+        raise ValueError(f"lengths: got {tuple(lengths)}, wanted whole numbers that add up to the {len(x)} tokens")
+
+
+def of_each(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """A row for each object (B, ...) as a row for each token (T, ...).
+
+    >>> of_each(torch.tensor([7, 8]), (1, 2)).tolist()
+    [7, 8, 8]
+    """
+    return values.repeat_interleave(torch.tensor(lengths, device=values.device), 0)
+
+
+def place_waves(places: Tensor, width: int, reach: float = 64.0) -> Tensor:
+    """Places (T, 3), numbers of about -reach to reach, as cosines and sines: (T, width); width a multiple of 6. The longest wave
+    is 4 `reach`, the shortest 4.
+
+    >>> place_waves(torch.zeros(1, 3), 12)[0].tolist()
+    [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    """
+    if width % 6:
+        raise ValueError(f"width: got {width}, wanted a multiple of 6")
+    waves = width // 6
+    turns = torch.linspace(math.log(1 / (4 * reach)), math.log(1 / 4), waves, device=places.device).exp()
+    at = 2 * math.pi * places[..., None].float() * turns  # (T, 3, waves)
+    return torch.stack([at.cos(), at.sin()], -1).flatten(-3)
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[int, ...],
+                  others: tuple[int, ...] | None = None) -> Tensor:
+    """Attention of each object's tokens q (T, C) over its own k, v (T', C), whose lengths are `others` (as those of q if not
+    given): (T, C).
+
+    >>> x = torch.randn(5, 8)
+    >>> together = attend_packed(x, x, x, 2, (2, 3))
+    >>> torch.allclose(together[:2], attend_packed(x[:2], x[:2], x[:2], 2, (2,)))
+    True
+    """
+    others = lengths if others is None else others
+
+    def heads_first(x):
+        return x.unflatten(-1, (heads, -1)).transpose(0, 1)[None]  # (1, heads, n, C / heads)
+
+    parts = [F.scaled_dot_product_attention(*map(heads_first, part))[0].transpose(0, 1).flatten(1)
+             for part in zip(q.split(lengths), k.split(others), v.split(others), strict=True)]
+    return torch.cat(parts)
+
+
+class PackedBlock(nn.Module):
+    """Attention, a look at the context, and a two-layer network: tokens (T, C) -> (T, C).
+
+    embed: width of the vector (B, embed) of each object that shifts, scales and gates, 0 for plain norms; context: of the
+    tokens (L, context), packed with lengths of their own, that are read as well, 0 for none.
+
+    >>> block = PackedBlock(8, 2, embed=4, context=6)
+    >>> x = torch.randn(5, 8)
+    >>> torch.equal(block(x, (2, 3), torch.randn(2, 4), torch.randn(4, 6), (1, 3)), x)  # new gates are closed
+    True
+    """
+
+    def __init__(self, width: int, heads: int, embed: int = 0, context: int = 0):
+        super().__init__()
+        self.heads, adaptive = heads, bool(embed)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=not adaptive) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.adapt = nn.Linear(embed, 6 * width) if adaptive else None
+        if adaptive:
+            nn.init.zeros_(self.adapt.weight)
+            nn.init.zeros_(self.adapt.bias)
+        self.norm3 = nn.LayerNorm(width) if context else None
+        self.ask, self.read = (nn.Linear(width, width), nn.Linear(context, 2 * width)) if context else (None, None)
+        self.tell = nn.Linear(width, width) if context else None
+        if context:
+            nn.init.zeros_(self.tell.weight)
+            nn.init.zeros_(self.tell.bias)
+
+    def forward(self, x: Tensor, lengths: tuple[int, ...], embedding: Tensor | None = None, context: Tensor | None = None,
+                context_lengths: tuple[int, ...] | None = None) -> Tensor:
+        if self.adapt is None:
+            shift1 = scale1 = shift2 = scale2 = 0.0
+            gate1 = gate2 = 1.0
+        else:
+            each = of_each(self.adapt(F.silu(embedding)), lengths)
+            shift1, scale1, gate1, shift2, scale2, gate2 = each.chunk(6, -1)
+        q, k, v = self.qkv(self.norm1(x) * (1 + scale1) + shift1).chunk(3, -1)
+        x = x + gate1 * self.out(attend_packed(q, k, v, self.heads, lengths))
+        if self.read is not None:
+            k, v = self.read(context).chunk(2, -1)
+            x = x + self.tell(attend_packed(self.ask(self.norm3(x)), k, v, self.heads, lengths, context_lengths))
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
