@@ -14,8 +14,8 @@
 5. Words: is the own caption ranked first of 50 by the prompt scorer, over four views? 100 captions, held-out combinations.
 6. Views given: the front against the autoencoder's, and PSNR of the back where front, front and right, or all but it are given.
 7. The true posterior: toys whose front hides an attribute (`splat_diffusion_metrics`), `samples` scenes each; the same for a
-   regression with the same backbone, the shipped denoiser trained on to answer with the mean (with --no-arms: the denoiser's guess
-   of it); LPIPS, gradient energy and KID, to backs of other toys, for both.
+   regression with the same backbone, the shipped denoiser trained on to answer with the mean (with --no-arms: the denoiser's
+   guess of it); LPIPS, gradient energy and KID, to backs of other toys, for both.
 8. Arms of the denoiser (preset "experiment"): v, eps, x0 at equal steps, KID; all start at t = 960, since eps divides by what is
    left of the scene.
 9. Guidance: own caption first against the spread of scenes of one caption (Chamfer distance of opaque centres).
@@ -113,7 +113,8 @@ def autoencoder(sets: dict, bars: list) -> list[dict]:
 
 
 def autoencoder_arm(out: Path, settings: dict | None, seed: int, real) -> dict:
-    """One network of part 2, trained in `out` unless it is there: {"psnr", "lpips": of each object, "kid", "numbers", "hours"}."""
+    """One network of part 2, trained in `out` unless it is there: {"psnr", "lpips": of each object, "kid", "numbers",
+    "hours"}."""
     if not (out / "model" / "card.json").is_file():
         with torch.enable_grad():
             if settings is None:
@@ -155,9 +156,12 @@ def autoencoder_arms(folder: Path, seeds: int, again: bool, real, bars: list) ->
     true = on_background(torch.cat([c[2][:2] for c in cases(real)]), torch.ones(3))
     floor = kid(image_features(true), validation_features(), features=features_name())
     rows.append({"objects": "real", "what": "true views (floor)", "KID": f"{floor.value:.3f}"})
-    for arm in ("views not mixed", "no hull, no sweep", "neither"):
-        low = bootstrap_ci(scores_of("as shipped", "psnr") - scores_of(arm, "psnr"), np.random.default_rng(0))[1]
-        bars.append(bar(f"small autoencoder: dB lost where {arm}, lower end", low, 0))
+    pairs = (("as shipped", "no hull, no sweep"), ("as shipped", "views not mixed"), ("no hull, no sweep", "neither"))
+    for better, worse in pairs:
+        mean, low, high = bootstrap_ci(scores_of(better, "psnr") - scores_of(worse, "psnr"), np.random.default_rng(0))
+        rows.append({"objects": "real", "what": f"dB lost from {better} to {worse}",
+                     "PSNR": f"{mean:.2f} ({low:.2f} to {high:.2f})"})
+        bars.append(bar(f"small autoencoder: dB lost from {better} to {worse}, lower end", low, 0))
     return rows
 
 
@@ -301,7 +305,8 @@ def posterior(sampler: SplatDiffusion, mean_row, count: int, samples: int, bars:
             scored_backs("truth", every, torch.cat([case.pictures[[case.true]] for case in every]), None, reference)]
     apart = frequencies(every, read, gen())
     bars.append(bar("total variation of hidden attributes, pooled", apart["pooled"], 0.15, most=True))
-    bars.append(bar("total variation, one toy, less that of fair draws", apart["each"] - apart["each, by chance"], 0.1, most=True))
+    less = apart["each"] - apart["each, by chance"]
+    bars.append(bar("total variation, one toy, less that of fair draws", less, 0.1, most=True))
     bars.append(bar("reader of hidden attributes right on true scenes through the autoencoder", right / count, 0.9))
     rows.append({"what": f"reader right on true scenes through the autoencoder: {right / count:.2f} of {count}"})
     return rows

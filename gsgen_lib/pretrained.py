@@ -38,6 +38,12 @@ CHECKPOINTS: dict[str, tuple] = {
                           "gsgen_lib.systems.autoreconstructor_training:train_autoreconstructor"),
     "code_diffusion": ("gsgen_lib.systems.autoreconstructor_diffusion", "load_one_image",
                        "gsgen_lib.systems.code_training:train_codes"),
+    **{f"voxel_{part.replace('-', '_')}": ("gsgen_lib.systems." + module, loader,
+                                           "gsgen_lib.systems.sparse_voxels_training:train_voxels", {"part": part})
+       for part, module, loader in (("structure", "sparse_voxels", "load_structure"),
+                                    ("appearance", "sparse_voxels", "load_appearance"),
+                                    ("structure-flow", "sparse_voxels_flow", "load_flow"),
+                                    ("appearance-flow", "sparse_voxels_flow", "load_flow"))},
 }
 
 

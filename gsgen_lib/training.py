@@ -165,7 +165,8 @@ def train(model: nn.Module, loss_fn: Callable, draw_batch: Callable, config: Tra
     folder, several = Path(folder), accelerator.num_processes > 1
     facts = (facts or {}) | {"processes": accelerator.num_processes}  # each draws a batch of its own
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
+    if all(weight.ndim != 5 for weight in model.parameters()):  # of 3D convolutions, which know no such layout
+        model.to(memory_format=torch.channels_last)  # in this layout convolutions take less time
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(prepared)

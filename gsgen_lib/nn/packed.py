@@ -1,7 +1,7 @@
 """Transformers over sets of different sizes, packed one after the other.
 
-Problem. Objects have different numbers of active voxels. Padded to the largest, a batch computes much for nothing; so all tokens of
-a batch stand in one list, (T, C) with T = n_1 + n_2 + ..., and `lengths` says where each object ends. Everything that treats
+Problem. Objects have different numbers of active voxels. Padded to the largest, a batch computes much for nothing; so all tokens
+of a batch stand in one list, (T, C) with T = n_1 + n_2 + ..., and `lengths` says where each object ends. Everything that treats
 tokens alone runs over the list at once; attention runs object by object, so that no object hears another.
 
     adaptive norm:   x + gate(e) * f( (1 + scale(e)) norm(x) + shift(e) ),     e: time and condition of the token's object

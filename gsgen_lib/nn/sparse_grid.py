@@ -78,8 +78,8 @@ class Voxels:
         return Voxels(self.coords.to(device), self.lengths, self.resolution)
 
     def cells(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """The 2 x 2 x 2 cells with an active voxel: which cell each voxel is in (T,), its slot (T,), the cells' coordinates on the
-        grid of R / 2 (M, 3), and how many cells each object has."""
+        """The 2 x 2 x 2 cells with an active voxel: which cell each voxel is in (T,), its slot (T,), the cells' coordinates on
+        the grid of R / 2 (M, 3), and how many cells each object has."""
         b, r = self.objects, self.resolution
         key = _key(torch.cat([b[:, None], self.coords], 1), r)
         parents, cell = torch.unique_consecutive(key // 8, return_inverse=True)  # in order already

@@ -1,18 +1,18 @@
 """Where first, then what: a scene as active voxels with a small latent each (TRELLIS).
 
-Problem. A dense grid of latents is mostly empty space: of 32^3 cells an object's surface meets some 8 %, of 64^3 half of that. So a
-scene is written in two parts, each with an autoencoder of its own.
+Problem. A dense grid of latents is mostly empty space: of 32^3 cells an object's surface meets some 8 %, of 64^3 half of that. So
+a scene is written in two parts, each with an autoencoder of its own.
 
-1. Structure: the bits of the R^3 grid (`data.occupancy`), R = 32, through 3D convolutions to a dense latent of (R / 4)^3 x 8 numbers
-   and back to logits; a voxel is active where its logit is above 0.
+1. Structure: the bits of the R^3 grid (`data.occupancy`), R = 32, through 3D convolutions to a dense latent of (R / 4)^3 x 8
+   numbers and back to logits; a voxel is active where its logit is above 0.
 
     L = 1 - 2 sum(p y) / (sum p + sum y) + cross-entropy(p, y) + `weight_kl` KL,     p = sigmoid(logits), y the bits
 
-   (Dice alone, the paper's loss, has a slope that vanishes where p is sure and wrong: it got stuck at an IoU of .7 on two toys that
-   both terms learn by heart.)
+   (Dice alone, the paper's loss, has a slope that vanishes where p is sure and wrong: it got stuck at an IoU of .7 on two toys
+   that both terms learn by heart.)
 
-2. Appearance: each active voxel reads the pictures in which it is seen (`voxel_features`), and a transformer over the voxels of the
-   object, packed in cells of 2^3, makes of it a latent of 8 numbers; a second one makes K Gaussians of each:
+2. Appearance: each active voxel reads the pictures in which it is seen (`voxel_features`), and a transformer over the voxels of
+   the object, packed in cells of 2^3, makes of it a latent of 8 numbers; a second one makes K Gaussians of each:
 
     mean = centre + tanh(a + a_k) 0.75 / R,      a_k: the K places of a Hammersley set inside of the voxel
     scales = 9e-4 + softplus(s) / R,   opacity = sigmoid(o + 1),   color = sigmoid(r),   quats = normalised (1, 0, 0, 0) + q
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from gsgen_lib import pretrained
 from gsgen_lib.metrics import ssim
+from gsgen_lib.nn.conv3d import Block3d
 from gsgen_lib.nn.cross_view import look_up
 from gsgen_lib.nn.multiview import check_widths
 from gsgen_lib.nn.packed import PackedBlock, place_waves
@@ -78,25 +79,6 @@ class StructureConfig:
     def cells(self) -> int:
         """Of a latent's side."""
         return self.resolution // 4
-
-
-class Block3d(nn.Module):
-    """Two 3 x 3 x 3 convolutions with group norm, and a skip: (B, C, R, R, R) -> the same; starts as the identity.
-
-    >>> x = torch.randn(1, 8, 4, 4, 4)
-    >>> torch.equal(Block3d(8)(x), x)
-    True
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, channels), nn.Conv3d(channels, channels, 3, 1, 1)
-        self.norm2, self.conv2 = nn.GroupNorm(8, channels), nn.Conv3d(channels, channels, 3, 1, 1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 class StructureVAE(nn.Module):
@@ -168,8 +150,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AppearanceConfig:
-    """resolution: R; latent: numbers of a voxel; width, a multiple of 6 and of heads; layers of encoder and of decoder; gaussians:
-    K of a voxel; weights: of the loss."""
+    """resolution: R; latent: numbers of a voxel; width, a multiple of 6 and of heads; layers of encoder and of decoder;
+    gaussians: K of a voxel; weights: of the loss."""
 
     resolution: int = 32
     latent: int = 8
@@ -191,8 +173,8 @@ class AppearanceConfig:
 
 @torch.no_grad()
 def voxel_features(voxels: Voxels, rgba: Tensor, cameras: Cameras) -> Tensor:
-    """What the pictures show at each active voxel: (T, FEATURES), at 8 places in it colour - 1/2 and whether any view sees it, then
-    in what share of the views the voxel is seen.
+    """What the pictures show at each active voxel: (T, FEATURES), at 8 places in it colour - 1/2 and whether any view sees it,
+    then in what share of the views the voxel is seen.
 
     rgba (B, V, S, S, 4), straight alpha; cameras of batch (B,). A view sees a voxel if no other active one lies before it: on a
     grid of R x R pixels the nearest centre of each is kept, and what is more than two voxels behind it is hidden.
@@ -253,7 +235,8 @@ class AppearanceVAE(nn.Module):
         super().__init__()
         self.config, w = config, config.width
         self.read, self.begin = nn.Linear(8 * FEATURES + 8, w), nn.Linear(8 * config.latent + 8, w)
-        self.encoder, self.decoder = (nn.ModuleList([PackedBlock(w, config.heads) for _ in range(config.layers)]) for _ in range(2))
+        self.encoder = nn.ModuleList([PackedBlock(w, config.heads) for _ in range(config.layers)])
+        self.decoder = nn.ModuleList([PackedBlock(w, config.heads) for _ in range(config.layers)])
         self.moments = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 8 * 2 * config.latent))
         self.leave = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 8 * config.gaussians * NUMBERS))
         nn.init.zeros_(self.leave[-1].weight)
@@ -281,9 +264,10 @@ class AppearanceVAE(nn.Module):
         return gaussians_of(voxels, self.decode(voxels, z))
 
     def _checked(self, voxels: Voxels, rows: Tensor, width: int) -> Tensor:
-        if voxels.resolution != self.config.resolution or rows.shape != (len(voxels.coords), width):
-            raise ValueError(f"voxels, values: got {len(voxels.coords)} of R = {voxels.resolution} and {tuple(rows.shape)}, wanted "
-                             f"R = {self.config.resolution} and ({len(voxels.coords)}, {width})")
+        count, r = len(voxels.coords), self.config.resolution
+        if voxels.resolution != r or rows.shape != (count, width):
+            raise ValueError(f"voxels, values: got {count} of R = {voxels.resolution}, {tuple(rows.shape)}, wanted R = {r} and "
+                             f"({count}, {width})")
         return rows
 
     def _through(self, blocks: nn.ModuleList, voxels: Voxels, x: Tensor) -> Tensor:

@@ -220,7 +220,8 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
 
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
-    p, out = PRESETS[preset] | ({} if toys is None else {"toys": toys}), Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
+    p = PRESETS[preset] | ({} if toys is None else {"toys": toys})
+    out = Path(out or f"runs/splat_{'regression' if regression else 'diffusion'}")
     prediction = "x0" if regression else prediction
     vae, prior = load_splat_vae(autoencoder), load_prior()
     digest = encoder_digest(vae)
@@ -261,8 +262,8 @@ def train_splat_diffusion(out: Path | None = None, preset: str = "cpu", steps: i
     if result.step < plan.steps:
         print(f"diffusion: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    said = {"steps": steps, "toys": toys, "prediction": None if prediction == "v" or regression else prediction, "seed": seed or None,
-            "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder, "start": start,
+    said = {"steps": steps, "toys": toys, "prediction": None if prediction == "v" or regression else prediction,
+            "seed": seed or None, "autoencoder": None if autoencoder == "splat_vae_8" else autoencoder, "start": start,
             "real_share": None if real_share == REAL_SHARE else real_share}
     return pretrained.save_network(model, out / "model", {
         "name": "splat_regression" if regression else "splat_diffusion", "seed": seed,

@@ -1,0 +1,129 @@
+"""Packed tokens against objects one by one, and cells of voxels against loops."""
+
+import pytest
+import torch
+
+from gsgen_lib.nn.packed import PackedBlock, attend_packed, check_lengths, of_each, place_waves
+from gsgen_lib.nn.sparse_grid import Voxels
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def opened(block):
+    """With gates and looks that say something."""
+    for name, weight in block.named_parameters():
+        torch.nn.init.normal_(weight, 0.0, 0.3, generator=gen(len(name)))
+    return block.double()
+
+
+def test_attention_is_softmax_of_products_for_each_object():
+    q, k, v = (torch.randn(n, 6, generator=gen(n), dtype=torch.float64) for n in (5, 7, 8))
+    v = v[:7]
+    found = attend_packed(q, k, v, 2, (2, 3), (4, 3))
+    for rows, others in ((slice(0, 2), slice(0, 4)), (slice(2, 5), slice(4, 7))):
+        for h in (slice(0, 3), slice(3, 6)):
+            weights = torch.softmax(q[rows, h] @ k[others, h].T / 3**0.5, -1)
+            torch.testing.assert_close(found[rows, h], weights @ v[others, h])
+
+
+@pytest.mark.parametrize(("embed", "context"), [(0, 0), (4, 0), (4, 6)])
+def test_a_batch_is_its_objects_one_by_one(embed, context):
+    block, lengths, others = opened(PackedBlock(8, 2, embed, context)), (3, 1, 4), (2, 2, 2)
+    x = torch.randn(8, 8, generator=gen(1), dtype=torch.float64)
+    e, words = (torch.randn(n, w, generator=gen(w), dtype=torch.float64) for n, w in ((3, 4), (6, 6)))
+    together = block(x, lengths, e if embed else None, words if context else None, others if context else None)
+    alone = [block(part, (len(part),), e[i:i + 1] if embed else None, words[2 * i:2 * i + 2] if context else None,
+                   (2,) if context else None) for i, part in enumerate(x.split(lengths))]
+    torch.testing.assert_close(together, torch.cat(alone))
+    as_one = block(x, (8,), e[:1] if embed else None, words if context else None, (6,) if context else None)
+    assert (as_one - together).abs().max() > 1e-3  # the control: where they hear each other
+
+
+def test_gates_shift_and_scale():
+    """One block written out: the six parts of `adapt`, in their order."""
+    block = opened(PackedBlock(4, 1, 3))
+    x, e = torch.randn(5, 4, generator=gen(2), dtype=torch.float64), torch.randn(1, 3, generator=gen(3), dtype=torch.float64)
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.adapt(torch.nn.functional.silu(e)).chunk(6, -1)
+
+    def norm(y):
+        return (y - y.mean(-1, keepdim=True)) / (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    q, k, v = block.qkv((1 + scale1) * norm(x) + shift1).chunk(3, -1)
+    y = x + gate1 * block.out(torch.softmax(q @ k.T / 2, -1) @ v)
+    torch.testing.assert_close(block(x, (5,), e), y + gate2 * block.mlp((1 + scale2) * norm(y) + shift2))
+
+
+def test_waves_know_distances():
+    """The product of two places' waves is a sum of cosines of their difference."""
+    a, b = torch.tensor([[1.0, 5.0, 2.0]]), torch.tensor([[3.0, 4.0, 9.0]])
+    found = (place_waves(a, 24) * place_waves(b, 24)).sum()
+    moved = (place_waves(a + 7, 24) * place_waves(b + 7, 24)).sum()
+    assert torch.allclose(found, moved, atol=1e-5)
+    far = torch.cartesian_prod(*[torch.arange(32.0)] * 3)
+    found = place_waves(far[::37], 48, 16)
+    assert torch.pdist(found).min() > 0.05  # no two places look alike
+    with pytest.raises(ValueError, match="width: got 8"):
+        place_waves(a, 8)
+
+
+def test_lengths_that_do_not_fit_are_named():
+    check_lengths(torch.zeros(3, 1), (1, 2))
+    with pytest.raises(ValueError, match="lengths: got"):
+        check_lengths(torch.zeros(3, 1), (1, 1))
+    assert of_each(torch.tensor([[1.0], [2.0]]), (0, 3)).flatten().tolist() == [2, 2, 2]
+
+
+# ---- voxels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some():
+    return Voxels.from_grid(torch.rand(3, 6, 6, 6, generator=gen()) < 0.2)
+
+
+def test_a_grid_comes_back(some):
+    bits = some.grid()
+    assert torch.equal(bits, torch.rand(3, 6, 6, 6, generator=gen()) < 0.2)
+    assert some.lengths == tuple(int(b.sum()) for b in bits)
+    for b in range(3):
+        assert {tuple(c) for c in some[b].coords.tolist()} == {tuple(c) for c in bits[b].nonzero().tolist()}
+    empty = Voxels.from_grid(torch.stack([torch.zeros(4, 4, 4), torch.ones(4, 4, 4)]).bool())
+    assert empty.lengths == (0, 64) and torch.equal(empty.grid()[1], torch.ones(4, 4, 4).bool())
+
+
+def test_centres_are_those_of_the_world(some):
+    from gsgen_lib.data.occupancy import cells_of
+
+    assert torch.equal(cells_of(some.centres(), 6), some.coords)
+    assert (some.centres() - (some.coords.float() + 0.5) / 6 + 0.5).abs().max() < 1e-7
+
+
+def test_cells_against_a_loop(some):
+    values = torch.randn(len(some.coords), 2, generator=gen(1))
+    rows, (_, _, coords, lengths) = some.to_cells(values), some.cells()
+    seen = {}
+    for t, (b, (x, y, z)) in enumerate(zip(some.objects.tolist(), some.coords.tolist(), strict=True)):
+        seen.setdefault((b, x // 2, y // 2, z // 2), {})[4 * (x % 2) + 2 * (y % 2) + z % 2] = t
+    assert sorted(seen) == list(seen) and len(seen) == len(rows) == sum(lengths)  # in order, and each cell once
+    for row, inside in zip(rows, seen.values(), strict=True):
+        for s in range(8):
+            wanted = values[inside[s]].tolist() if s in inside else [0.0, 0.0]
+            assert row[2 * s:2 * s + 2].tolist() == wanted and row[16 + s] == float(s in inside)
+    assert coords.tolist() == [list(place[1:]) for place in seen]
+    assert lengths == tuple(sum(place[0] == b for place in seen) for b in range(3))
+    assert torch.equal(some.from_cells(rows[:, :16]), values)
+
+
+@pytest.mark.parametrize(("make", "complaint"), [
+    (lambda: Voxels.from_grid(torch.zeros(2, 4, 4, 4)), "wanted .B, R, R, R. of bool"),
+    (lambda: Voxels.from_grid(torch.zeros(2, 5, 5, 5).bool()), "R even"),
+    (lambda: Voxels.from_grid(torch.zeros(2, 4, 4, 6).bool()), "grid: got"),
+    (lambda: Voxels(torch.zeros(3, 3), (3,), 4), "int64"),
+    (lambda: Voxels(torch.zeros(3, 3, dtype=torch.long), (2,), 4), "add up to 3"),
+    (lambda: Voxels(torch.zeros(3, 3, dtype=torch.long), (3,), 3), "resolution: got 3"),
+])
+def test_wrong_grids_are_named(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
