@@ -18,6 +18,7 @@ SCORER, PRIOR = "tests/systems/test_prompt_scorer.py", "tests/systems/test_prior
 SDS, DREAM, MESH = "tests/systems/test_score_distillation.py", "tests/systems/test_dreamgaussian.py", "tests/mesh/test_mesh.py"
 REWARD = "tests/systems/test_prior_reward.py"
 FORWARD, VAE, SCENES = (f"tests/systems/test_{name}.py" for name in ("feed_forward", "splat_vae", "splat_diffusion"))
+VOXELS, FLOW = "tests/systems/test_sparse_voxels.py", "tests/systems/test_sparse_voxels_flow.py"
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -124,6 +125,17 @@ BUGS = {
                                                       "mu[every, rows]", f"{SCENES}::test_training_encodes_given_views_alone"),
     "guidance away from the words": ("systems/splat_diffusion.py", "guided(model, rows, rows + b,", "guided(model, rows + b, rows,",
                                      f"{SCENES}::test_sampling_finds_the_only_scene_there_is_and_guidance_is_its_formula[x0]"),
+    "offsets without a bound": ("systems/sparse_voxels.py", "torch.tanh(a + inside)", "(a + inside)",
+                                f"{VOXELS}::test_no_gaussian_leaves_its_voxel_by_more_than_half_of_it[2-1000.0]"),
+    "what hides is not asked": ("systems/sparse_voxels.py", "seen = depth <= near.gather(1, pixel) + 2 / r", "seen = depth > 0",
+                                f"{VOXELS}::test_a_voxel_behind_another_reads_nothing_of_it"),
+    "the known road, the other way": ("systems/sparse_voxels_flow.py", "torch.where(kept[1], noise - kept[0], v)",
+                                      "torch.where(kept[1], kept[0] - noise, v)",
+                                      f"{FLOW}::test_what_is_known_stays_and_the_rest_is_drawn"),
+    "kept voxels decoded anew": ("systems/sparse_voxels_edit.py", "raw = torch.where(fresh[:, None, None], raw, placed.raw)", "pass",
+                                 f"{FLOW}::test_what_is_outside_of_the_box_stays_to_the_bit[repaint]"),
+    "all scenes in one attention": ("nn/packed.py", "zip(q.split(lengths), k.split(others), v.split(others), strict=True)",
+                                    "[(q, k, v)]", f"{FLOW}::test_scenes_of_a_batch_do_not_hear_each_other"),
 }
 
 
