@@ -2,9 +2,10 @@
 
 1. The shipped autoencoder, f = 8, on the questions of `gsgen bench feedforward`: what is lost against the network that keeps
    its pictures, and how many numbers are left, counted on the tensors.
-2. Arms of the autoencoder (preset "experiment", ARM_STEPS steps, `seeds` each): as shipped, f = 4, f = 16, without mixing of the views, without hull and sweep, without both; beside them feed-forward networks of the same preset. All
-   of them without corrections, which let views hear each other once more. KID of their views, two of each object, to true
-   views of validation objects.
+2. Arms of the autoencoder (preset "experiment", ARM_STEPS steps, `seeds` each): as shipped, f = 4, f = 16, without mixing of the
+   views, without hull and sweep, without both; beside them feed-forward networks of the same preset. All of them without
+   corrections, which let views hear each other once more. KID of their views, two of each object, to true views of validation
+   objects.
 3. Seconds of one scene, from noise to Gaussians, with guidance at the times INTERVAL alone, and always; beside it one denoising
    step of the same network on 12 channels, and on pictures, of 64 x 64, with all its attention and without it, and the products
    of each.
