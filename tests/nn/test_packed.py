@@ -55,6 +55,16 @@ def test_gates_shift_and_scale():
     torch.testing.assert_close(block(x, (5,), e), y + gate2 * block.mlp((1 + scale2) * norm(y) + shift2))
 
 
+def test_the_look_at_the_context_written_out():
+    block = opened(PackedBlock(4, 1, 0, 3))
+    x, words = (torch.randn(n, w, generator=gen(n), dtype=torch.float64) for n, w in ((5, 4), (2, 3)))
+    q, k, v = block.qkv(block.norm1(x)).chunk(3, -1)
+    y = x + block.out(torch.softmax(q @ k.T / 2, -1) @ v)
+    k, v = block.read(words).chunk(2, -1)
+    y = y + block.tell(torch.softmax(block.ask(block.norm3(y)) @ k.T / 2, -1) @ v)
+    torch.testing.assert_close(block(x, (5,), context=words, context_lengths=(2,)), y + block.mlp(block.norm2(y)))
+
+
 def test_waves_know_distances():
     """The product of two places' waves is a sum of cosines of their difference."""
     a, b = torch.tensor([[1.0, 5.0, 2.0]]), torch.tensor([[3.0, 4.0, 9.0]])

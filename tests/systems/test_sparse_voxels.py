@@ -10,7 +10,9 @@ from scipy.stats import qmc
 
 from gsgen_lib.data.multiview import toy_views
 from gsgen_lib.data.occupancy import cells_of, occupancy
+from gsgen_lib.metrics import ssim
 from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.perceptual import lpips
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -79,6 +81,7 @@ def test_the_structure_loss_written_out():
     assert float(found["loss"]) == pytest.approx(float(dice + entropy + 0.25 * kl), rel=1e-5)
     alone = structure_loss(vae, replace(config, dice_alone=True), grid, gen(7))
     assert float(alone["loss"]) == pytest.approx(float(dice + 0.25 * kl), rel=1e-5)
+    assert float(found["iou"]) == pytest.approx(float(iou(p > 0.5, grid).mean()))
 
 
 def test_iou_by_hand():
@@ -244,6 +247,42 @@ def test_scenes_of_different_sizes_render_as_they_do_alone():
     together = rasterize(padded(scenes), Cameras.stack([cameras] * 3), (1.0, 1.0, 1.0)).rgb
     for i, scene in enumerate(scenes):
         torch.testing.assert_close(together[i], rasterize(scene, cameras, (1.0, 1.0, 1.0)).rgb)
+
+
+def test_the_appearance_loss_written_out(toys):
+    config = replace(SMALL, weight_kl=0.5, weight_lpips=0.3, weight_ssim=0.7, weight_volume=2e3, weight_opacity=0.9)
+    vae = _said(AppearanceVAE(config)).requires_grad_(False)
+    voxels, rgba = Voxels.from_grid(torch.stack([occupancy(p, 16) for p in toys.points])), toys.images.float() / 255
+    features, truth, there = voxel_features(voxels, rgba, toys.cameras), rgba[:, 8:10], toys.cameras[8:10]
+    found = appearance_loss(vae, config, voxels, features, truth, there, gen(3))
+    g = gen(3)
+    mu, logvar = vae.encode(voxels, features)
+    scenes = gaussians_of(voxels, vae.decode(voxels, mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=g)))
+    background = torch.rand(2, 1, 3, generator=g)
+    rgb, alpha, wanted = [], [], []
+    for i, scene in enumerate(scenes):
+        out = rasterize(scene, Cameras(there.viewmats[i], there.Ks[i], 32, 32), tuple(background[i, 0].tolist()))
+        rgb.append(out.rgb), alpha.append(out.alpha)
+        wanted.append(truth[i, ..., :3] * truth[i, ..., 3:] + background[i] * (1 - truth[i, ..., 3:]))
+    rgb, alpha, wanted = torch.stack(rgb), torch.stack(alpha), torch.stack(wanted)
+    every = Gaussians.cat(scenes)
+    total = (rgb - wanted).abs().mean() + (alpha - truth[..., 3:]).abs().mean() + 0.7 * (1 - ssim(rgb, wanted, validate=False))
+    total += 0.3 * lpips(rgb.flatten(0, 1).clamp(0, 1), wanted.flatten(0, 1))
+    total += 0.5 * 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
+    total += 2e3 * every.scales.prod(-1).mean() + 0.9 * ((1 - every.opacities) ** 2).mean()
+    assert float(found["loss"]) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_a_voxel_knows_its_place():
+    """The same features two voxels farther give other latents, and other Gaussians."""
+    vae = _said(AppearanceVAE(SMALL))
+    grid = torch.zeros(1, 16, 16, 16, dtype=torch.bool)
+    grid[0, 4:8, 4:8, 4] = True
+    here, there = Voxels.from_grid(grid), Voxels.from_grid(grid.roll(2, 1))
+    features = torch.rand(16, FEATURES, generator=gen())
+    a, b = vae.encode(here, features)[0], vae.encode(there, features)[0]
+    assert (a - b).abs().max() > 1e-3
+    assert (vae.decode(here, a) - vae.decode(there, a)).abs().max() > 1e-3
 
 
 def test_the_appearance_loss_falls_on_a_toy(toys):

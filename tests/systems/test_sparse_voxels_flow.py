@@ -161,6 +161,27 @@ def test_guidance_asks_twice_in_its_interval_alone(sampler):
     assert [t for t, _ in shifted.asked] == [1.0, 0.75]
 
 
+def test_guidance_of_a_batch_is_its_formula(sampler):
+    """One step, written out with two calls: each scene with its own tokens, places and words."""
+    net, lengths = sampler.flow_appearance, (3, 6)
+    x, extra, places = tokens(net, lengths)
+    x = x * extra.repeat_interleave(8, 1)
+    given, one = sampler.condition(["a cup", "a car"]), torch.ones(2)
+    found = sampler._follow(net, x, extra, places, lengths, given, 1, 3.0, 1.0, (0.0, 1.0), None)
+    u, c = (net(x, extra, places, lengths, one, g) for g in (sampler.condition(["", ""]), given))
+    wanted = (x - (u + 3 * (c - u))) * extra.repeat_interleave(8, 1)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sample_guides_latents_less_than_structure(sampler, monkeypatch):
+    asked = []
+    for name in ("draw_structure", "draw_latents"):
+        whole = getattr(sampler, name)
+        monkeypatch.setattr(sampler, name, lambda *a, whole=whole, **k: asked.append(a[-1]) or whole(*a, **k))
+    sampler.sample(["a cup"], steps=1, guidance_scale=4.0, generator=gen())
+    assert asked == [4.0, 3.0]
+
+
 def test_what_is_known_stays_and_the_rest_is_drawn(sampler):
     values, known = torch.randn(6, 8, generator=gen(4)), torch.rand(6, 8, generator=gen(5)) < 0.5
     found = follow(sampler, Known(3.0), kept=(values, known))
@@ -262,6 +283,16 @@ def test_what_is_outside_of_the_box_stays_to_the_bit(asset, sampler, edit):
         assert set(inner) == set(was)
     else:
         assert set(inner) != set(was)
+
+
+def test_repainting_holds_the_structure_that_the_box_does_not_touch(asset, sampler, monkeypatch):
+    asked, whole = {}, sampler.draw_structure
+    monkeypatch.setattr(sampler, "draw_structure", lambda given, **more: asked.update(more) or whole(given, **more))
+    box = ((-0.5, -0.5, -0.5), (0.5, -0.2, 0.5))  # y up to 4.8 of 16 voxels: two rows of latents of 4
+    repaint(sampler, asset, sampler.condition(["a car"]), box, gen(3))
+    touched = ~asked["known"][0, 0]
+    assert touched[:, :2].all() and not touched[:, 2:].any()
+    assert torch.equal(asked["values"], sampler.structure.encode(asset.voxels.grid())[0])
 
 
 def test_decoding_the_edited_scene_anew_would_change_the_rest(asset, sampler):
@@ -370,8 +401,9 @@ def test_tokens_of_a_flow_are_those_of_its_objects(trained):
     assert len(found["mu"]) == 2 * n + len(sets[1]) == len(found["front"])
     assert found["caption"].tolist() == [*range(n), *range(n), *range(n, n + len(sets[1]))]
     assert torch.equal(found["front"][n], found["front"][0].flip(1))  # mirrored
-    mu = vae.encode(training.grids_of(sets[1], R))[0]
-    torch.testing.assert_close(found["mu"][2 * n:].float(), mu, atol=2e-3, rtol=2e-3)
+    turned = training.grids_of(sets[0], R).flip(1)
+    for rows, grids in ((slice(2 * n, None), training.grids_of(sets[1], R)), (slice(n, 2 * n), turned)):
+        torch.testing.assert_close(found["mu"][rows].float(), vae.encode(grids)[0], atol=2e-3, rtol=2e-3)
     flow = load_flow(trained / "sf" / "model")
     words = torch.arange(found["caption"].max() + 2.0)[:, None, None].expand(-1, 5, 96)
     x, extra, places, lengths, said, picture, seen, active = training.flow_batches(found, words, 2 * n, 8, R, flow)(gen(1))
@@ -381,6 +413,16 @@ def test_tokens_of_a_flow_are_those_of_its_objects(trained):
         whose = number[(picture[k] * 255).round().to(torch.uint8).numpy().tobytes()]
         assert float(said[k, 0, 0]) in (whose, len(words) - 1)  # its own words, or none
         assert (whose < n) == (k < 4)
+
+
+def test_words_and_pictures_are_left_out_as_often_as_it_says(trained):
+    path = next(trained.glob("latents_structure-flow_*.safetensors"))
+    found = training.kept_latents(path, None, read_card(trained / "s" / "model")["sha256"]["model.safetensors"])
+    words = torch.ones(int(found["caption"].max()) + 2, 1, 1)
+    words[-1] = 0
+    draw = training.flow_batches(found, words, 12, 200, R, load_flow(trained / "sf" / "model"))
+    _, _, _, _, said, _, seen, _ = draw(gen())
+    assert abs((said == 0).float().mean() - training.NO_WORDS) < 0.08 and abs(seen.mean() - training.SEEN) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["s", "a"])
