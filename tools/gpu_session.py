@@ -51,8 +51,8 @@ STEPS = (
     Step("diffusion", (*TRAIN, "diffusion", "--preset", "cpu", "--start", "splat_diffusion", "--minutes", "6"), 580),
     Step("var", (*TRAIN, "var", "--preset", "cpu", "--minutes", "7"), 580),
     Step("var_128", (*TRAIN, "var", "--preset", "gpu", "--out", "runs/autoreconstructor_128", "--minutes", "4"), 580),
-    Step("voxels", (*TRAIN, "voxels", "--part", "structure", "--preset", "cpu", "--minutes", "6"), 580),
-    Step("voxel_colours", (*TRAIN, "voxels", "--part", "appearance", "--preset", "cpu", "--minutes", "6"), 580),
+    Step("voxels", (*TRAIN, "voxels", "--preset", "cpu", "--part", "structure", "--minutes", "6"), 580),
+    Step("voxel_colours", (*TRAIN, "voxels", "--preset", "cpu", "--part", "appearance", "--minutes", "6"), 580),
 )
 
 
