@@ -182,11 +182,12 @@ def test_objects_do_not_mix_views_do_and_their_order_does_not_matter(given, back
     torch.testing.assert_close(whole.means[1:], alone.means, atol=1e-4, rtol=0)
     order = [2, 0, 3, 1]
     mixed = model(rgba[:, order], replace(cameras, viewmats=cameras.viewmats[:, order], Ks=cameras.Ks[:, order]))
-    torch.testing.assert_close(mixed.colors.unflatten(1, (4, -1)), whole.colors.unflatten(1, (4, -1))[:, order], atol=1e-4, rtol=0)
+    off = (mixed.colors.unflatten(1, (4, -1)) - whole.colors.unflatten(1, (4, -1))[:, order]).abs()
+    assert off.max() < 1e-3 and off.mean() < 1e-5  # corrections enlarge rounding at single pixels; a change moves all by far more
     other = rgba.clone()
     other[0, 3] = 0
     changed = (model(other, cameras).colors - whole.colors).abs().unflatten(1, (4, -1)).amax((2, 3))
-    assert (changed[0] > 1e-4).all() and (changed[1] == 0).all()
+    assert (changed[0] > 0.05).all() and (changed[1] == 0).all()
 
 
 def test_the_most_opaque_are_those_of_a_sort():
