@@ -179,7 +179,7 @@ print(f"more than 90 % of my crossings are vertices of the mesh: {(apart < 1e-5)
 # In a closed one each edge belongs to exactly two triangles, once in each direction. Predict which of the three levels, if any,
 # gives a mesh that is not closed, and which has holes through it.
 
-# %% alt="The mesh at three levels, lit from the camera, from two sides"
+# %%
 # NBVAL_CHECK_OUTPUT
 def closed(faces):
     """Whether every directed edge has its opposite, once."""
@@ -202,6 +202,8 @@ for level in levels:
     shapes[f"level {level}\n{holes[level]} holes"] = on_background(image, torch.ones(4, 3))
     print(f"level {level}: closed {closed(shape[1])}")
 print("more holes at 1.5 than at 0.3:", holes[1.5] > holes[0.3])
+
+# %% alt="The mesh at three levels, lit from the camera, from two sides"
 viz.compare(shapes, SIDES[::2], cell=1.7)
 
 # %% [markdown]
@@ -295,7 +297,7 @@ print("four views from the side move some texels, and not all:", 0.2 < moved < 0
 # with $E$ = `encode_image`, $D$ = `decode`, $z_0$ the denoised latents. **Sharpness** in this lesson is a thousand times the
 # variance of the Laplacian of the grey picture, as in notebook 03. Predict which of the two targets is sharper.
 
-# %% alt="Renders of the baked mesh, the denoised pictures, and the two targets, from four sides"
+# %%
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     x = render_texture(baked.texture, rays, white)[0].to(DEVICE)
@@ -306,6 +308,8 @@ with torch.no_grad():
 rows = {"render x": x, "D(E(x))": blurred, "denoised D(z0)": plain, "x + D(z0) - D(E(x))": target}
 sharp = {name: 1000 * sharpness(y).mean().item() for name, y in rows.items()}
 print("the target with the difference is the sharper one:", sharp["x + D(z0) - D(E(x))"] > sharp["denoised D(z0)"])
+
+# %% alt="Renders of the baked mesh, the denoised pictures, and the two targets, from four sides"
 viz.compare({f"{name}\nsharpness {s:.1f}": rows[name].cpu() for name, s in sharp.items()}, SIDES[::2], cell=1.4)
 
 # %% [markdown]
