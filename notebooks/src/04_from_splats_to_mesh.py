@@ -207,8 +207,8 @@ print("more holes at 1.5 than at 0.3:", holes[1.5] > holes[0.3])
 viz.compare(shapes, SIDES[::2], cell=1.7)
 
 # %% [markdown]
-# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. The boat has none at 0.3 and some
-# at 0.7; at 1.5 sails and mast fall apart, and what were holes are gaps. A low level is not free: it wraps everything, two
+# **What to notice.** All three are closed, as marching cubes promises. A sphere has 0 holes. The boat has few, if any, at 0.3
+# and more above; at 1.5 sails and mast fall apart, and some holes become gaps. A low level is not free: it wraps everything, two
 # sails too, in one thick skin. DreamGaussian takes 1; our few Gaussians get 0.7.
 #
 # The failure on purpose: a scene whose Gaussians are all thin as fog. The density never reaches the level, and there is no
