@@ -20,18 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PackedBlock", "attend_packed", "check_lengths", "of_each", "place_waves"]
-
-
-def check_lengths(x: Tensor, lengths: tuple[int, ...]) -> None:
-    """ValueError where the lengths do not add up to the tokens.
-
-    >>> check_lengths(torch.zeros(5, 2), (2, 2))
-    Traceback (most recent call last):
-    ValueError: lengths: got (2, 2), wanted whole numbers that add up to the 5 tokens
-    """
-    if any(not isinstance(n, int) or n < 0 for n in lengths) or sum(lengths) != len(x):
-        raise ValueError(f"lengths: got {tuple(lengths)}, wanted whole numbers that add up to the {len(x)} tokens")
+__all__ = ["PackedBlock", "attend_packed", "of_each", "place_waves"]
 
 
 def of_each(values: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gsgen_lib.nn.packed import PackedBlock, attend_packed, check_lengths, of_each, place_waves
+from gsgen_lib.nn.packed import PackedBlock, attend_packed, of_each, place_waves
 from gsgen_lib.nn.sparse_grid import Voxels
 
 
@@ -78,10 +78,7 @@ def test_waves_know_distances():
         place_waves(a, 8)
 
 
-def test_lengths_that_do_not_fit_are_named():
-    check_lengths(torch.zeros(3, 1), (1, 2))
-    with pytest.raises(ValueError, match="lengths: got"):
-        check_lengths(torch.zeros(3, 1), (1, 1))
+def test_rows_of_objects_become_rows_of_tokens():
     assert of_each(torch.tensor([[1.0], [2.0]]), (0, 3)).flatten().tolist() == [2, 2, 2]
 
 

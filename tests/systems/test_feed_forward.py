@@ -170,10 +170,11 @@ def test_the_transformers_splats_stay_on_their_rays_and_the_unets_need_not(given
         assert (off < 1e-5) == (backbone == "transformer")
 
 
+@pytest.mark.parametrize("passes", [0, 3])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_objects_do_not_mix_views_do_and_their_order_does_not_matter(given, backbone):
-    model, rgba, cameras = network(backbone), given.images[:, :4], given.cameras[:4]
+def test_objects_do_not_mix_views_do_and_their_order_does_not_matter(given, backbone, passes):
+    model, rgba, cameras = network(backbone, passes=passes), given.images[:, :4], given.cameras[:4]
     for part in model.network.modules():  # attention starts as the identity in the U-Net: wake it
         if hasattr(part, "out") and isinstance(part.out, torch.nn.Linear):
             torch.nn.init.normal_(part.out.weight, std=0.3, generator=gen())
@@ -183,11 +184,11 @@ def test_objects_do_not_mix_views_do_and_their_order_does_not_matter(given, back
     order = [2, 0, 3, 1]
     mixed = model(rgba[:, order], replace(cameras, viewmats=cameras.viewmats[:, order], Ks=cameras.Ks[:, order]))
     off = (mixed.colors.unflatten(1, (4, -1)) - whole.colors.unflatten(1, (4, -1))[:, order]).abs()
-    assert off.max() < 1e-3 and off.mean() < 1e-5  # corrections enlarge rounding at single pixels; a change moves all by far more
+    assert off.max() < (1e-3 if passes else 2e-5) and off.mean() < 1e-5  # a correction enlarges rounding at single pixels
     other = rgba.clone()
     other[0, 3] = 0
     changed = (model(other, cameras).colors - whole.colors).abs().unflatten(1, (4, -1)).amax((2, 3))
-    assert (changed[0] > 0.05).all() and (changed[1] == 0).all()
+    assert (changed[0] > (0.05 if passes else 2e-3)).all() and (changed[1] == 0).all()
 
 
 def test_the_most_opaque_are_those_of_a_sort():
