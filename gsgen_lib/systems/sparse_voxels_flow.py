@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsgen_lib import pretrained
-from gsgen_lib.diffusion import flow_sample, guide, interpolate
+from gsgen_lib.diffusion import flow_sample, guide
 from gsgen_lib.nn.packed import PackedBlock, of_each, place_waves
 from gsgen_lib.nn.sparse_grid import Voxels
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.gaussians import Gaussians
+from gsgen_lib.systems.few_steps import noised
 from gsgen_lib.systems.sparse_voxels import AppearanceVAE, StructureVAE
 from gsgen_lib.systems.splat_diffusion import waves
 
@@ -41,7 +42,8 @@ PATCH = 8
 @dataclass(frozen=True)
 class FlowConfig:
     """numbers: of a token, noised and drawn; extra: of a token, known; reach: of places, for their waves; width, a multiple of 6
-    and of heads; layers; words: width of text features; size: pixels of the picture, a multiple of 8."""
+    and of heads; layers; words: width of text features; size: pixels of the picture, a multiple of 8; ddpm: the comparison of
+    `few_steps`, which says eps on DDPM's schedule instead of a velocity."""
 
     numbers: int = 8
     extra: int = 0
@@ -51,6 +53,7 @@ class FlowConfig:
     layers: int = 6
     words: int = 96
     size: int = 64
+    ddpm: bool = False
 
     def __post_init__(self):
         check_options(self, "config", ("numbers", "reach", "width", "heads", "layers", "words", "size"))
@@ -135,14 +138,38 @@ def _premultiplied(picture: Tensor) -> Tensor:
 
 
 def voxel_flow_loss(model, x: Tensor, extra: Tensor, places: Tensor, lengths: tuple[int, ...], given: Given, active: Tensor,
-                    generator: torch.Generator | None = None) -> dict[str, Tensor]:
+                    generator: torch.Generator | None = None, ddpm: bool = False) -> dict[str, Tensor]:
     """mean |velocity - (eps - x_0)|^2 over the numbers that are `active` (T, numbers), of scaled tokens x (T, numbers): {"loss"}.
-    The others are 0 in x and get no noise: they say nothing. model: a `VoxelFlow` or its wrapper for several GPUs."""
+    The others are 0 in x and get no noise: they say nothing. model: a `VoxelFlow` or its wrapper for several GPUs; ddpm: eps on
+    DDPM's schedule is wanted, at even times."""
     x = x * active
-    t = torch.sigmoid(1 + torch.randn(len(lengths), generator=generator)).to(x)
+    t = torch.rand(len(lengths), generator=generator).to(x) if ddpm else \
+        torch.sigmoid(1 + torch.randn(len(lengths), generator=generator)).to(x)
     eps = torch.randn(x.shape, generator=generator).to(x) * active
-    off = model(interpolate(x, eps, of_each(t, lengths)), extra, places, lengths, t, given).float() - (eps - x)
+    x_t, wanted = noised(x, of_each(t, lengths), eps, ddpm)
+    off = model(x_t, extra, places, lengths, t, given).float() - wanted
     return {"loss": (off.square() * active).sum() / active.sum()}
+
+
+def structure_places(cells: int, count: int, device=None) -> tuple[Tensor, tuple[int, ...]]:
+    """Places (count cells^3, 3) of the tokens of so many structures, and how many each has.
+
+    >>> structure_places(2, 1)[0].tolist()[:3], structure_places(2, 3)[1]
+    ([[0, 0, 0], [0, 0, 1], [0, 1, 0]], (8, 8, 8))
+    """
+    side = torch.arange(cells, device=device)
+    return torch.cartesian_prod(side, side, side).repeat(count, 1), (cells**3,) * count
+
+
+def structure_asker(net: VoxelFlow, given: Given) -> Callable:
+    """ask(x (B, r^3, latent) scaled structures, t (B,)) -> like x, for `few_steps.draw`; given: what they are told."""
+    places, lengths = structure_places(net.config.reach, len(given.seen), net.mean.device)
+
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        return net(rows, rows[:, :0], places, lengths, t, given).unflatten(0, (len(x), -1))
+
+    return ask
 
 
 class SparseVoxels:
@@ -156,6 +183,8 @@ class SparseVoxels:
             if (flow.config.numbers, flow.config.extra) != wanted:
                 raise ValueError(f"{name}: draws tokens of {flow.config.numbers} numbers and knows {flow.config.extra}, wanted "
                                  f"{wanted[0]} and {wanted[1]}")
+            if flow.config.ddpm:
+                raise ValueError(f"{name}: says eps (config.ddpm), wanted one that says velocities")
         if s.resolution != a.resolution:
             raise ValueError(f"appearance: got R = {a.resolution}, wanted that of structure, {s.resolution}")
         self.structure, self.appearance = structure.eval().requires_grad_(False), appearance.eval().requires_grad_(False)
@@ -197,8 +226,7 @@ class SparseVoxels:
             if x is not None and x.shape != shape:
                 raise ValueError(f"{name}: got {tuple(x.shape)}, wanted {shape}")
         noise = _noise(shape, generator) if noise is None else noise
-        side = torch.arange(c.cells, device=self.device)
-        places, lengths = torch.cartesian_prod(side, side, side).repeat(b, 1), (c.cells**3,) * b
+        places, lengths = structure_places(c.cells, b, self.device)
 
         def tokens(x):
             return x.flatten(2).mT.flatten(0, 1)  # (B, C, r, r, r) -> (B r^3, C)

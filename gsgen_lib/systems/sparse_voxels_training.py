@@ -234,11 +234,12 @@ def set_scales(flow: VoxelFlow, found: dict[str, Tensor]) -> None:
 
 def train_voxels(out: Path | None = None, part: str = "structure", preset: str = "cpu", steps: int | None = None,
                  structure: str = "voxel_structure", appearance: str = "voxel_appearance", gaussians: int = 2,
-                 dice_alone: bool = False, seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
+                 dice_alone: bool = False, ddpm: bool = False, seed: int = 0, minutes: float | None = None,
+                 device: str | None = None) -> dict:
     """Train one of the PARTS; returns its card, {} if `minutes` ended it before its last step.
 
     out: folder, runs/voxel_PART if not given; a training that was interrupted goes on. structure, appearance: shipped
-    autoencoders or folders, for the flows; gaussians: of a voxel; dice_alone: the comparison of notebook 09.
+    autoencoders or folders, for the flows; gaussians: of a voxel; dice_alone, ddpm (of a flow): the comparisons of notebook 09.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -265,12 +266,12 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
             cameras = Cameras(viewmats, Ks, p["size"], p["size"])
             return appearance_loss(network, config, Voxels(coords, lengths, r), features, truth, cameras, generator)
     else:
-        model, draw, facts = _flow(part, p, sets, out, structure if part == "structure-flow" else appearance, seed)
+        model, draw, facts = _flow(part, p, sets, out, structure if part == "structure-flow" else appearance, ddpm, seed)
         config, said = model.config, {part.split("-")[0]: facts.pop("named")}
 
         def loss_fn(network, data, generator):
             x, extra, places, lengths, words, picture, seen, active = data
-            return voxel_flow_loss(network, x, extra, places, lengths, Given(words, picture, seen), active, generator)
+            return voxel_flow_loss(network, x, extra, places, lengths, Given(words, picture, seen), active, generator, ddpm)
 
     count = p["steps"][PARTS.index(part)] if steps is None else steps
     plan = TrainConfig(steps=count, lr=p["lr"], warmup=min(200, max(1, count // 5)), weight_decay=0.01, ema_decay=0.999,
@@ -280,14 +281,15 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
         print(f"{part}: step {result.step} of {plan.steps}; call again to go on")
         return {}
     said |= {"steps": steps, "gaussians": None if gaussians == 2 or part != "appearance" else gaussians, "seed": seed or None}
-    flag = " --dice-alone" if dice_alone and part == "structure" else ""
+    flag = " --dice-alone" if dice_alone and part == "structure" else " --ddpm" if ddpm and part.endswith("flow") else ""
     scores = {key: result.log[-1][key] for key in ("loss", "iou", "psnr") if key in result.log[-1]}
     return pretrained.save_network(model, out / "model", {
         "name": name, "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, **scores, **facts,
         "command": f"gsgen train voxels --part {part} --preset {preset}{options(said)}{flag}"})
 
 
-def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, seed: int) -> tuple[VoxelFlow, object, dict]:
+def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, ddpm: bool,
+          seed: int) -> tuple[VoxelFlow, object, dict]:
     """A new flow, its draw_batch, and which autoencoder it belongs to."""
     from gsgen_lib.systems.prior import load_prior
 
@@ -303,7 +305,7 @@ def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, 
     captions = [c for one in sets for c in one.captions] + [""]
     prior = load_prior()
     words = torch.cat([prior.encode_prompt(captions[i:i + 256]) for i in range(0, len(captions), 256)]).half()
-    config = FlowConfig(words=words.shape[-1], size=p["size"], **tokens, **p["flow"])
+    config = FlowConfig(words=words.shape[-1], size=p["size"], ddpm=ddpm, **tokens, **p["flow"])
     flow = seeded(lambda: VoxelFlow(config), seed)
     set_scales(flow, found)
     at = seeded(lambda: VoxelFlow(config), seed)  # scales batches on the CPU

@@ -1,0 +1,155 @@
+"""How many steps a sampler needs, and how a structure autoencoder is taught: gsgen bench few_steps [--json].
+
+1. Points on four real objects, half of them to learn from: sliced Wasserstein distance of drawn points to the other half, after
+   4 to 120 steps of flow, DDIM and DDPM, and of the half that was learned from (the floor). `seeds` each.
+2. The same for structure latents of voxels (preset "experiment", ARM_STEPS steps, `seeds` each), nothing given, along their 32
+   principal directions; truth and floor are latents of training objects, half real ones, half toys.
+3. Structure autoencoders with Dice alone and with cross-entropy (preset "experiment", ARM_STEPS steps, `seeds` each): IoU.
+
+Means, 95 % intervals by bootstrap over seeds and objects. Networks of parts 2 and 3 are trained in --folder and the scores of all
+kept in benchmarks/results/arms/voxels, with the commit that trained them; what is there is read, unless --train-again.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gsgen_lib import pretrained
+from gsgen_lib.bench import ROOT, bar, interval, kept
+from gsgen_lib.data.multiview import load_views, toy_views
+from gsgen_lib.data.view_sets import ViewSet
+from gsgen_lib.distributions import sliced_wasserstein
+from gsgen_lib.systems.feed_forward_training import training_objects
+from gsgen_lib.systems.few_steps import METHODS, draw, principal, steps_for, train_points
+from gsgen_lib.systems.prior import load_prior
+from gsgen_lib.systems.sparse_voxels import iou, load_structure
+from gsgen_lib.systems.sparse_voxels_flow import Given, load_flow, structure_asker
+from gsgen_lib.systems.sparse_voxels_training import PRESETS, grids_of, kept_latents, latents_of, train_voxels
+
+TOY_SEED = 8_000_000  # the toys of bench feedforward
+AT = (4, 8, 12, 16, 24, 30, 60, 120)  # steps
+POINTS = ("chair_01", "horse_02", "teddy_bear", "biplane")
+ARM_STEPS = 1_000
+LATENTS = 128  # drawn for each point of a curve
+KEPT = ROOT / "benchmarks" / "results" / "arms" / "voxels"
+MISSED: dict[str, str] = {}  # beginnings of bars -> why, and what was tried
+
+
+def gen(seed=0):
+    """A generator of that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def point_curves(name: str, seed: int) -> dict:
+    """Part 1 on points of one object: {method: {steps: distance}} and "floor", that of half of the points to the others."""
+    views = load_views("train")
+    points = views.points[views.ids.index(name)][:, :3]
+    points = (points - points.mean(0)) / points.std()
+    half = torch.randperm(len(points), generator=gen(seed))
+    held, seen = points[half[:len(points) // 2]], points[half[len(points) // 2:]]
+
+    def apart(x):
+        return sliced_wasserstein(x, held, generator=gen()).value
+
+    nets = {ddpm: train_points(seen, ddpm, seed=seed) for ddpm in (False, True)}
+    noise = torch.randn(2048, 3, generator=gen(seed))
+    found = {m: {str(n): apart(draw(nets[m != "flow"], m, noise, n, generator=gen(seed))) for n in AT} for m in METHODS}
+    return found | {"floor": apart(seen)}
+
+
+def latent_curves(folder: Path, seed: int) -> dict:
+    """Part 2 on structure latents, as `point_curves`; networks are trained in `folder` unless they are there."""
+    nets = {}
+    for ddpm in (False, True):
+        out = folder / f"structure_{'ddpm' if ddpm else 'flow'}_{seed}"
+        if not (out / "model" / "card.json").is_file():
+            with torch.enable_grad():
+                train_voxels(out, "structure-flow", "experiment", ARM_STEPS, ddpm=ddpm, seed=seed)
+        nets[ddpm] = load_flow(out / "model")
+    p = PRESETS["experiment"]
+    sets, _ = training_objects(p, p["size"], seed, folder)
+    sha = pretrained.read_card(pretrained.checked_folder("voxel_structure"))["sha256"]["model.safetensors"]
+    latents = kept_latents(folder / f"latents_structure-flow_{sha[:8]}_{p['toys']}_{seed}.safetensors",
+                           lambda: latents_of(load_structure(), sets, p["resolution"]), sha)
+    mu, real = latents["mu"].float(), 2 * len(sets[0])
+    pick = torch.cat([torch.randperm(n, generator=gen(seed))[:2 * LATENTS] + low
+                      for n, low in ((real, 0), (len(mu) - real, real))])
+    truth = nets[False].scale(mu[pick].flatten(2).mT).flatten(1)  # half real, half toys, as in training
+    lines = principal(truth)
+    order = torch.randperm(len(truth), generator=gen(seed + 1))
+    one, other = (truth[part] @ lines for part in order.chunk(2))
+
+    def apart(x):
+        return sliced_wasserstein(x, one, generator=gen()).value
+
+    words = load_prior().encode_prompt([""]).expand(LATENTS, -1, -1)
+    size = nets[False].config.size
+    given = Given(words, torch.zeros(LATENTS, size, size, 4), torch.zeros(LATENTS))
+    noise = torch.randn(LATENTS, (p["resolution"] // 4) ** 3, nets[False].config.numbers, generator=gen(seed))
+    found = {}
+    for method in METHODS:
+        ask = structure_asker(nets[method != "flow"], given)
+        found[method] = {str(n): apart(draw(ask, method, noise, n, 3.0, gen(seed)).flatten(1) @ lines) for n in AT}
+    card = json.loads((folder / f"structure_flow_{seed}" / "model" / "card.json").read_text(encoding="utf-8"))
+    return found | {"floor": apart(other), "command": card["command"], "hours": card["hours"]}
+
+
+def steps(folder: Path, seeds: int, again: bool, bars: list) -> list[dict]:
+    """Parts 1 and 2."""
+    rows = []
+    for what, names, make in (("points", POINTS, lambda name, seed: point_curves(name, seed)),
+                              ("structure latents", ("",), lambda name, seed: latent_curves(folder, seed))):
+        found = [kept(KEPT / f"{what.replace(' ', '_')}_{name}{'_' * bool(name)}{seed}.json",
+                      lambda n=name, s=seed, make=make: make(n, s), again) for name in names for seed in range(seeds)]
+        mean = {m: {n: float(np.mean([f[m][str(n)] for f in found])) for n in AT} for m in METHODS}
+        for method in METHODS:
+            rows.append({"what": f"{what}, {method}", **{f"{n} steps": f"{mean[method][n]:.3f}" for n in AT},
+                         "true ones (floor)": interval([f["floor"] for f in found], 3)})
+        wanted = mean["flow"][12]
+        for method in ("ddpm", "ddim"):
+            needs = steps_for(mean[method], wanted)
+            rows.append({"what": f"{what}: steps that {method} needs for what flow has after 12",
+                         "steps": f"{needs}" if needs < 1e9 else f"more than {AT[-1]}"})
+            if method == "ddpm":
+                times = min(needs, AT[-1]) / 12
+                bars.append(bar(f"27: {what}: steps of DDPM over the 12 of flow, at equal distance", times, 5))
+    return rows
+
+
+def structure_arm(out: Path, dice_alone: bool, seed: int, sets: dict[str, ViewSet]) -> dict:
+    """One network of part 3: {"toys", "real": IoU of each object, "command", "hours"}."""
+    if not (out / "model" / "card.json").is_file():
+        with torch.enable_grad():
+            train_voxels(out, "structure", "experiment", ARM_STEPS, dice_alone=dice_alone, seed=seed)
+    vae = load_structure(out / "model")
+    card = json.loads((out / "model" / "card.json").read_text(encoding="utf-8"))
+    found = {}
+    for what, views in sets.items():
+        grids = grids_of(views, vae.config.resolution)
+        found[what] = [round(x, 5) for part in grids.split(16) for x in iou(vae.decode(vae.encode(part)[0]) > 0, part).tolist()]
+    return found | {"command": card["command"], "hours": card["hours"]}
+
+
+def structure_arms(folder: Path, seeds: int, again: bool, sets: dict[str, ViewSet]) -> list[dict]:
+    """Part 3."""
+    rows = []
+    for name, dice_alone in (("Dice and cross-entropy", False), ("Dice alone, as in the paper", True)):
+        found = [kept(KEPT / f"structure_{'dice' if dice_alone else 'both'}_{seed}.json",
+                      lambda s=seed, d=dice_alone: structure_arm(folder / f"structure_{'dice' if d else 'both'}_{s}", d, s, sets),
+                      again) for seed in range(seeds)]
+        rows.append({"what": f"small structure autoencoder, {name}",
+                     **{f"IoU, {what}": interval([f[what] for f in found], 3) for what in sets}})
+    return rows
+
+
+def main(seeds: int = 3, train_again: bool = False, objects: int = 0, toys: int = 70, folder: str = "runs/bench_voxels") -> dict:
+    """train_again: train in `folder` what has kept scores, too; objects: of the real test split, 0 for all."""
+    if seeds < 1:
+        raise ValueError(f"seeds: got {seeds}, wanted at least 1")
+    sets = {"toys": toy_views(toys, TOY_SEED, 64, split="test"), "real": load_views("test", limit=objects or None)}
+    bars = []
+    with torch.no_grad():
+        rows = steps(Path(folder), seeds, train_again, bars) + structure_arms(Path(folder), seeds, train_again, sets)
+    return {"name": "few_steps", "rows": rows, "bars": bars}
