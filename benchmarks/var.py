@@ -5,10 +5,10 @@
    Gaussians as without), the latent diffusion of notebook 07, and the feed-forward network given one view (it was trained with
    four; the fair regression is in part 2). PSNR over eight other views, PSNR and LPIPS in three bins by the angle from the
    picture; KID of the views of one sample each to true views of validation objects, beside other true views; best of k.
-2. Arms of the AutoReconstructor (preset "experiment", `seeds` each): as shipped, no skips, skips never zeroed, one Gaussian for a
-   pixel, no variational sampling (a regression with the same backbone), no SSIM, no LPIPS, and three weights of the KL. Reliance:
-   dB lost where each scene gets the code of another. Disturbed: codes with noise of half the spread that codes of different
-   objects have. For two arms a diffusion over their codes is trained as well (preset "experiment"), and one sample is scored.
+2. Arms of the AutoReconstructor (preset "experiment", STEPS, `seeds` each): as shipped, no skips, skips never zeroed, 1 Gaussian
+   for a pixel, no variational sampling (a regression with the same backbone), no SSIM, no LPIPS, and three weights of the KL.
+   Reliance: dB lost where each scene gets the code of another. Disturbed: codes with noise of half the spread that codes of
+   different objects have. For two arms a diffusion over their codes is trained as well, and one sample is scored.
 3. What the picture does not show, on toys whose front hides an attribute: PSNR, LPIPS and gradient energy (over the true) of the
    pixels that show an unseen surface. And the diversity of the samples of one picture: distance of opaque centres, LPIPS on the
    seen and on the unseen side; beside it true toys that have this very picture (their hidden attributes drawn again), through the
@@ -16,6 +16,9 @@
 4. Guidance from 0 to 4: diversity on the unseen side against PSNR of the seen.
 5. Where dreams begin: gsgen bench starts.
 6. Seconds of a sample and of a render.
+
+Networks of arms are trained in --folder and their scores kept in benchmarks/results/arms/var, a file each, with the commit that
+trained it; what is there is read, unless --train-again.
 
 part: 1 to 6, or 0 for all. Means with 95 % intervals: bootstrap over objects, for arms over seeds and objects. PSNR is the mean
 over pictures of that of each, on white.
@@ -28,13 +31,14 @@ import numpy as np
 import torch
 
 from gsgen_lib import bench
-from gsgen_lib.bench import bar, interval
+from gsgen_lib.bench import ROOT, bar, interval, kept
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.distributions import kid
 from gsgen_lib.image_features import features_name, image_features
 from gsgen_lib.metrics import bootstrap_ci, psnr
 from gsgen_lib.perceptual import lpips, lpips_name
+from gsgen_lib.pretrained import read_card
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
@@ -52,6 +56,8 @@ TOY_SEED = 8_000_000  # the toys of bench feedforward
 ARMS = {"as shipped": {}, "no skips": {"skips": False}, "skips never zeroed": {"kept": 1.0}, "one Gaussian": {"gaussians": 1},
         "no variational sampling": {"variational": False}, "no SSIM": {"weight_ssim": 0.0}, "no LPIPS": {"weight_lpips": 0.0},
         "KL x 0.01": {"weight_kl": 5e-6}, "KL x 20": {"weight_kl": 1e-2}}
+STEPS, CODE_STEPS = dict(steps=600, fine_steps=250), dict(steps=1000, masked_steps=300)
+KEPT = ROOT / "benchmarks" / "results" / "arms" / "var"
 OVER = ("as shipped", "no variational sampling")  # arms whose codes get a diffusion of their own
 BINS = {"near": (0, 60), "side": (60, 120), "far": (120, 181)}  # degrees from the picture's camera
 CODES, BARE, SECOND = "code diffusion", "code diffusion, skips 0", "code diffusion, second set from behind"
@@ -182,35 +188,53 @@ def reliance(var: AutoReconstructor, views) -> list[float]:
     return lost
 
 
-def arms(folder: Path, seeds: int, views, bars: list) -> list[dict]:
+def arm_of(folder: Path, arm: str, seed: int, views) -> dict:
+    """One arm of part 2, trained in `folder` unless it is there: of each object "KIND" (PSNR), "KIND, lpips", "KIND, lpips, far",
+    "KIND, psnr, far" for each kind of code, None where an object has no such view; "reliance"; "command", "hours"."""
+    out = folder / f"var_{slug(arm)}_{seed}"
+    if not (out / "model" / "card.json").is_file():
+        train_autoreconstructor(out, preset="experiment", seed=seed, **STEPS, **ARMS[arm])
+    var = load_autoreconstructor(out / "model")
+    shape, side = var.config.latent, var.config.size // 8
+    scores = {
+        "mean code": judged(lambda rgba, camera, n, g: [var.reconstruct(rgba, camera)], views, 1),
+        "skips off": judged(lambda rgba, camera, n, g: [var.reconstruct(rgba, camera, 0.0)], views, 1),
+        "code drawn": judged(lambda rgba, camera, n, g: [
+            var.reconstruct(rgba, camera, noise=torch.randn(shape, side, side, generator=g))], views, 1),
+        "code disturbed": judged(disturbed(var, views), views, 1)}
+    if arm in OVER:
+        over = folder / f"codes_{slug(arm)}_{seed}"
+        if not (over / "model" / "card.json").is_file():
+            train_codes(over, preset="experiment", autoreconstructor=str(out / "model"), seed=seed, **CODE_STEPS)
+        one = load_one_image(over / "model", autoreconstructor=out / "model")
+        scores["one diffusion sample"] = judged(lambda rgba, camera, n, g: [one.sample(rgba, camera, generator=g)[0]], views, 1)
+    found = {"reliance": reliance(var, views)}
+    for key, score in scores.items():
+        found[key] = score["psnr"][:, 0].tolist()
+        found |= {f"{key}, {what}": score[what] for what in ("lpips", "lpips, far", "psnr, far")}
+    card = read_card(out / "model")
+    return {key: [None if x != x else round(x, 5) for x in values] for key, values in found.items()} | {
+        "command": card["command"], "hours": card["hours"]}
+
+
+def slug(arm: str) -> str:
+    """The name of an arm in the name of a file.
+
+    >>> slug("KL x 0.01")
+    'KL_x_001'
+    """
+    return arm.replace(" ", "_").replace(".", "")
+
+
+def arms(folder: Path, seeds: int, again: bool, views, bars: list) -> list[dict]:
     """Part 2."""
     rows, found = [], {}
-    for arm, settings in ARMS.items():
-        runs = found.setdefault(arm, {})
-        for seed in range(seeds):
-            out = folder / f"var_{arm.replace(' ', '_').replace('.', '')}_{seed}"
-            if not (out / "model" / "card.json").is_file():
-                train_autoreconstructor(out, preset="experiment", seed=seed, **settings)
-            var = load_autoreconstructor(out / "model")
-            shape, side = var.config.latent, var.config.size // 8
-            scores = {
-                "mean code": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera)], views, 1),
-                "skips off": judged(lambda rgba, camera, n, g, var=var: [var.reconstruct(rgba, camera, 0.0)], views, 1),
-                "code drawn": judged(lambda rgba, camera, n, g, var=var, shape=shape, side=side: [
-                    var.reconstruct(rgba, camera, noise=torch.randn(shape, side, side, generator=g))], views, 1),
-                "code disturbed": judged(disturbed(var, views), views, 1)}
-            if arm in OVER:
-                over = folder / f"codes_{arm.replace(' ', '_')}_{seed}"
-                if not (over / "model" / "card.json").is_file():
-                    train_codes(over, preset="experiment", autoreconstructor=str(out / "model"), seed=seed)
-                one = load_one_image(over / "model", autoreconstructor=out / "model")
-                scores["one diffusion sample"] = judged(
-                    lambda rgba, camera, n, g, one=one: [one.sample(rgba, camera, generator=g)[0]], views, 1)
-            for key, score in scores.items():
-                runs.setdefault(key, []).append(score["psnr"][:, 0].numpy())
-                for what in ("lpips", "lpips, far", "psnr, far"):
-                    runs.setdefault(f"{key}, {what}", []).append(score[what])
-            runs.setdefault("reliance", []).append(reliance(var, views))
+    every = {(arm, seed): kept(KEPT / f"{slug(arm)}_{seed}.json", lambda a=arm, s=seed: arm_of(folder, a, s, views), again)
+             for seed in range(seeds) for arm in ARMS}
+    for arm in ARMS:
+        some = [every[arm, seed] for seed in range(seeds)]
+        lists = [key for key, value in some[0].items() if isinstance(value, list)]
+        runs = found[arm] = {key: np.array([one[key] for one in some], float) for key in lists}
         row = {"what": f"small, {arm}", "PSNR": interval(runs["mean code"]), "LPIPS": interval(runs["mean code, lpips"], 3),
                "LPIPS, far": f"{np.nanmean(runs['mean code, lpips, far']):.3f}"}
         row |= {f"PSNR, {key}": interval(runs[key]) for key in ("code drawn", "code disturbed", "skips off")}
@@ -357,8 +381,9 @@ def speed(one, latent) -> list[dict]:
 
 
 def main(part: int = 0, objects: int = 0, toys: int = 48, hidden: int = 28, samples: int = 20, seeds: int = 3,
-         folder: str = "runs/bench_var", network: str = "code_diffusion") -> dict:
-    """part: 1 to 6, or 0 for all; objects: of the real test split, 0 for all; network: a shipped name or a folder."""
+         train_again: bool = False, folder: str = "runs/bench_var", network: str = "code_diffusion") -> dict:
+    """part: 1 to 6, or 0 for all; objects: of the real test split, 0 for all; train_again: arms whose scores are kept, too;
+    network: a shipped name or a folder."""
     if part not in range(7):
         raise ValueError(f"part: got {part}, wanted 0 to 6")
     for name, value in (("toys", toys), ("hidden", hidden), ("samples", samples), ("seeds", seeds)):
@@ -369,7 +394,7 @@ def main(part: int = 0, objects: int = 0, toys: int = 48, hidden: int = 28, samp
     one, latent = load_one_image(network), load_splat_diffusion()
     sets = {"real": real, "toys": toy_views(toys, TOY_SEED, 64, split="test")}
     starts = bench.load("starts")
-    parts = {1: lambda: quality(one, latent, sets, samples, bars), 2: lambda: arms(Path(folder), seeds, real, bars),
+    parts = {1: lambda: quality(one, latent, sets, samples, bars), 2: lambda: arms(Path(folder), seeds, train_again, real, bars),
              3: lambda: hidden_side(one, latent, hidden, bars) + spread(one, latent, hidden, min(10, samples), bars),
              4: lambda: guidance(one, latent, min(12, hidden), min(6, samples)),
              5: lambda: starts.starts(starts.some(6), seeds, bars), 6: lambda: speed(one, latent)}

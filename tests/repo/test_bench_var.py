@@ -224,11 +224,14 @@ def test_bars_of_the_arms(monkeypatch, tmp_path):
     monkeypatch.setattr(var, "reliance", lambda net, views: [0.5, 0.5] if net.arm == "skips never zeroed" else [4.0, 4.0])
     trained = []
     monkeypatch.setattr(var, "train_autoreconstructor", lambda out, preset, seed, **settings: trained.append((seed, settings)))
-    monkeypatch.setattr(var, "train_codes", lambda out, preset, autoreconstructor, seed: trained.append((seed, autoreconstructor)))
+    monkeypatch.setattr(var, "train_codes", lambda out, preset, autoreconstructor, **more: trained.append((0, autoreconstructor)))
+    monkeypatch.setattr(var, "read_card", lambda folder: {"command": "gsgen", "hours": 0.1})
+    monkeypatch.setattr(var, "KEPT", tmp_path / "kept")
     bars = []
-    rows = var.arms(tmp_path, 2, None, bars)
+    rows = var.arms(tmp_path, 2, False, None, bars)
     assert len(rows) == len(var.ARMS) and len(trained) == 2 * (len(var.ARMS) + 2)
-    assert [settings for seed, settings in trained if seed == 1 and isinstance(settings, dict)] == list(var.ARMS.values())
+    assert [settings for seed, settings in trained if seed == 1] == [var.STEPS | more for more in var.ARMS.values()]
+    assert var.arms(tmp_path, 2, False, None, []) == rows and len(trained) == 2 * (len(var.ARMS) + 2)  # read, not trained again
     found = {b["id"].split(", lower")[0]: b["value"] for b in bars}
     assert found == {
         "19: dB lost where no skips": 1.5,
