@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gsgen_lib.data.occupancy import ON_DISC, REACH, cells_of, disc_points, occupancy
+from gsgen_lib.data.occupancy import ON_DISC, REACH, cells_of, disc_points, occupancy, voxel_mesh
 
 
 def sphere(count, radius=0.45, seed=0):
@@ -75,3 +75,26 @@ def test_cells_at_the_rim_and_outside():
 def test_wrong_input_is_named(points, resolution, complaint):
     with pytest.raises(ValueError, match=complaint):
         occupancy(points, resolution, discs=False)
+
+
+def test_boxes_cover_what_is_occupied_and_look_outward():
+    """Sides counted one by one; volume by the divergence theorem, which has the sign of the orientation."""
+    grid = torch.rand(5, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.4
+    mesh = voxel_mesh(grid)
+    sides = sum(int(bool(grid[x, y, z]) and not (0 <= x + dx < 5 and 0 <= y + dy < 5 and 0 <= z + dz < 5
+                                                 and bool(grid[x + dx, y + dy, z + dz])))
+                for x in range(5) for y in range(5) for z in range(5)
+                for dx, dy, dz in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)))
+    assert len(mesh.faces) == 2 * sides
+    a, b, c = (torch.from_numpy(mesh.vertices[mesh.faces[:, k]]).double() for k in range(3))
+    volume = (a * torch.linalg.cross(b, c)).sum() / 6
+    assert volume.item() == pytest.approx(grid.sum().item() / 125, rel=1e-5)
+    up = torch.linalg.cross(b - a, c - a)[:, 1] > 0
+    lit = torch.from_numpy(mesh.colors[:, 0, 0])
+    assert lit[up].min() > lit[~up].max()
+
+
+@pytest.mark.parametrize("grid", [torch.zeros(4, 4, 4, dtype=torch.bool), torch.ones(4, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)])
+def test_boxes_of_nothing_or_of_no_bits_are_refused(grid):
+    with pytest.raises(ValueError, match="grid: got"):
+        voxel_mesh(grid)
