@@ -9,7 +9,15 @@ from gsgen_lib.pretrained import read_card
 from gsgen_lib.systems import sparse_voxels_training as training
 from gsgen_lib.systems.sparse_voxels import AppearanceConfig, AppearanceVAE, StructureConfig, StructureVAE, load_structure
 from gsgen_lib.systems.sparse_voxels_edit import Asset, draw_asset, encoded, inside, merge, remove, repaint, restyle
-from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, Given, SparseVoxels, VoxelFlow, load_flow, voxel_flow_loss
+from gsgen_lib.systems.sparse_voxels_flow import (
+    FlowConfig,
+    Given,
+    SparseVoxels,
+    VoxelFlow,
+    load_flow,
+    structure_asker,
+    voxel_flow_loss,
+)
 
 R = 16
 BOX = ((-0.5, -0.5, -0.5), (0.5, 0.0, 0.5))  # the lower half
@@ -122,6 +130,30 @@ def test_times_of_training_are_logit_normal_around_one():
         voxel_flow_loss(model, x, x[:, :0], torch.zeros(50, 3), (1,) * 50, None, torch.ones(50, 8), gen(k))
     t = torch.cat(asked)
     assert torch.logit(t).mean() == pytest.approx(1.0, abs=0.08) and torch.logit(t).std() == pytest.approx(1.0, abs=0.08)
+
+
+def test_the_comparison_says_eps_on_the_other_road(sampler):
+    """A model that knows eps has no loss; asked for velocities it has."""
+    x = torch.randn(9, 8, generator=gen())
+    known = {}
+
+    def model(x_t, extra, places, lengths, t, given):
+        a = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0).float()[(t * 1000).long()].repeat_interleave(3)[:, None]
+        known["t"] = t
+        return (x_t - a.sqrt() * x) / (1 - a).sqrt()
+
+    ask = (model, x, x[:, :0], torch.zeros(9, 3), (3, 3, 3), None, torch.ones(9, 8))
+    assert voxel_flow_loss(*ask, gen(1), ddpm=True)["loss"] < 1e-3 < 0.1 < voxel_flow_loss(*ask, gen(1))["loss"]
+
+
+def test_the_asker_of_structures_asks_each_as_it_is(sampler):
+    given = sampler.condition(["a cup", "a car"])
+    x, t = torch.randn(2, 64, 8, generator=gen()), torch.tensor([0.3, 0.8])
+    both = structure_asker(sampler.flow_structure, given)(x, t)
+    places = torch.stack(torch.meshgrid(*[torch.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    for i in range(2):
+        alone = sampler.flow_structure(x[i], x[i, :, :0], places, (64,), t[[i]], given[[i]])
+        torch.testing.assert_close(both[i], alone, atol=1e-5, rtol=1e-4)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -348,6 +380,17 @@ def test_four_trainings_make_a_sampler(trained):
     card = read_card(trained / "sf" / "model")
     assert card["command"].startswith("gsgen train voxels --part structure-flow --preset tiny --structure")
     assert card["autoencoder_sha256"] == read_card(trained / "s" / "model")["sha256"]["model.safetensors"]
+
+
+def test_the_comparison_trains_and_is_no_part_of_a_sampler(trained, sampler):
+    card = training.train_voxels(trained / "ddpm", "structure-flow", "tiny", 1, str(trained / "s" / "model"), ddpm=True,
+                                 device="cpu")
+    assert "--ddpm" in card["command"]
+    net = load_flow(trained / "ddpm" / "model")
+    assert net.config.ddpm and not load_flow(trained / "sf" / "model").config.ddpm
+    vae = load_structure(trained / "s" / "model")
+    with pytest.raises(ValueError, match="flow_structure: says eps"):
+        SparseVoxels(vae, sampler.appearance, net, sampler.flow_appearance, words_of)
 
 
 def test_a_flow_of_another_autoencoder_is_refused(trained, tmp_path):
