@@ -106,7 +106,8 @@ def ssim(pred: Tensor, target: Tensor, reduction: str = "mean", validate: bool =
 
     pred, target: (..., H, W, 3) with H, W >= 11. Returns (...,) or their mean.
     validate=False skips the checks of range and finiteness, for training loops: there a raw
-    render may leave [0, 1], and the check would make a GPU wait.
+    render may leave [0, 1], and the check would make a GPU wait. Half precision, given or by autocast, is
+    left out: variances would fall below 0 in it.
 
     >>> image = torch.linspace(0, 1, 16 * 16 * 3).reshape(16, 16, 3)
     >>> ssim(image, image).item()
@@ -121,6 +122,7 @@ def ssim(pred: Tensor, target: Tensor, reduction: str = "mean", validate: bool =
                          f"{SSIM_WINDOW} x {SSIM_WINDOW} for the SSIM window")
     # A colour channel is an image of its own here: (..., H, W, 3) -> (P, H, W), P = 3 * images.
     p, t = (x.movedim(-1, -3).reshape(-1, height, width) for x in (pred, target))
+    p, t = (x if x.dtype == torch.float64 else x.float() for x in (p, t))
     planes = torch.cat([p, t, p * p, t * t, p * t])  # (5 P, H, W)
 
     offsets = torch.arange(SSIM_WINDOW, dtype=p.dtype, device=p.device) - SSIM_WINDOW // 2
@@ -129,8 +131,9 @@ def ssim(pred: Tensor, target: Tensor, reduction: str = "mean", validate: bool =
     n = planes.shape[0]
     # The window is separable: 11 + 11 products a pixel instead of 121. Grouped convolution, one
     # group per plane, is the fastest form of it on a CPU.
-    blurred = F.conv2d(planes[None], window.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
-    blurred = F.conv2d(blurred, window.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)[0]
+    with torch.autocast(p.device.type, enabled=False):
+        blurred = F.conv2d(planes[None], window.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
+        blurred = F.conv2d(blurred, window.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)[0]
     mu_p, mu_t, pp, tt, pt = blurred.chunk(5)  # each (P, H - 10, W - 10)
 
     s_pp, s_tt, s_pt = pp - mu_p**2, tt - mu_t**2, pt - mu_p * mu_t
