@@ -25,7 +25,7 @@ from gsgen_lib.systems.feed_forward_training import training_objects
 from gsgen_lib.systems.few_steps import METHODS, draw, principal, steps_for, train_points
 from gsgen_lib.systems.prior import load_prior
 from gsgen_lib.systems.sparse_voxels import iou, load_structure
-from gsgen_lib.systems.sparse_voxels_flow import Given, load_flow, structure_asker
+from gsgen_lib.systems.sparse_voxels_flow import Given, load_flow, structure_asker, structure_tokens
 from gsgen_lib.systems.sparse_voxels_training import PRESETS, grids_of, kept_latents, latents_of, train_voxels
 
 TOY_SEED = 8_000_000  # the toys of bench feedforward
@@ -76,7 +76,8 @@ def latent_curves(folder: Path, seed: int) -> dict:
     mu, real = latents["mu"].float(), 2 * len(sets[0])
     pick = torch.cat([torch.randperm(n, generator=gen(seed))[:2 * LATENTS] + low
                       for n, low in ((real, 0), (len(mu) - real, real))])
-    truth = nets[False].scale(mu[pick].flatten(2).mT).flatten(1)  # half real, half toys, as in training
+    side = nets[False].config.reach
+    truth = nets[False].scale(structure_tokens(mu[pick], side)).unflatten(0, (len(pick), -1)).flatten(1)  # half real, half toys
     lines = principal(truth)
     order = torch.randperm(len(truth), generator=gen(seed + 1))
     one, other = (truth[part] @ lines for part in order.chunk(2))
@@ -87,7 +88,7 @@ def latent_curves(folder: Path, seed: int) -> dict:
     words = load_prior().encode_prompt([""]).expand(LATENTS, -1, -1)
     size = nets[False].config.size
     given = Given(words, torch.zeros(LATENTS, size, size, 4), torch.zeros(LATENTS))
-    noise = torch.randn(LATENTS, (p["resolution"] // 4) ** 3, nets[False].config.numbers, generator=gen(seed))
+    noise = torch.randn(LATENTS, side**3, nets[False].config.numbers, generator=gen(seed))
     found = {}
     for method in METHODS:
         ask = structure_asker(nets[method != "flow"], given)

@@ -1,6 +1,6 @@
 """Two rectified flows draw a sparse scene: first where, then what.
 
-    structure    noise (8, R/4, R/4, R/4)  -> latent -> bits               R = 32: 512 tokens of 8 numbers
+    structure    noise (8, R/4, R/4, R/4)  -> latent -> bits               R = 32: 64 tokens, of 2^3 places and 8 numbers each
     appearance   noise (T, 8) on the active voxels -> latents -> Gaussians      tokens: the cells of 2^3 voxels
 
 Both are the same transformer over packed tokens (`nn.packed`), asked at x_t = (1 - t) x_0 + t eps for the velocity eps - x_0
@@ -151,18 +151,38 @@ def voxel_flow_loss(model, x: Tensor, extra: Tensor, places: Tensor, lengths: tu
     return {"loss": (off.square() * active).sum() / active.sum()}
 
 
-def structure_places(cells: int, count: int, device=None) -> tuple[Tensor, tuple[int, ...]]:
-    """Places (count cells^3, 3) of the tokens of so many structures, and how many each has.
+def structure_places(side: int, count: int, device=None) -> tuple[Tensor, tuple[int, ...]]:
+    """Places (count side^3, 3) of the tokens of so many structures, and how many each has.
 
     >>> structure_places(2, 1)[0].tolist()[:3], structure_places(2, 3)[1]
     ([[0, 0, 0], [0, 0, 1], [0, 1, 0]], (8, 8, 8))
     """
-    side = torch.arange(cells, device=device)
-    return torch.cartesian_prod(side, side, side).repeat(count, 1), (cells**3,) * count
+    axis = torch.arange(side, device=device)
+    return torch.cartesian_prod(axis, axis, axis).repeat(count, 1), (side**3,) * count
+
+
+def structure_tokens(z: Tensor, side: int) -> Tensor:
+    """Dense latents (B, C, r, r, r) as tokens (B side^3, (r / side)^3 C): the places of a block side by side, channels last.
+
+    >>> z = torch.randn(2, 8, 4, 4, 4)
+    >>> structure_tokens(z, 2).shape, torch.equal(from_structure_tokens(structure_tokens(z, 2), 2, 8), z)
+    (torch.Size([16, 64]), True)
+    """
+    p = z.shape[2] // side
+    z = z.unflatten(4, (side, p)).unflatten(3, (side, p)).unflatten(2, (side, p))  # (B, C, s, p, s, p, s, p)
+    return z.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
+
+
+def from_structure_tokens(tokens: Tensor, side: int, channels: int) -> Tensor:
+    """The inverse of `structure_tokens`."""
+    p = round((tokens.shape[1] / channels) ** (1 / 3))
+    z = tokens.unflatten(0, (-1, side, side, side)).unflatten(4, (p, p, p, channels))
+    return z.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def structure_asker(net: VoxelFlow, given: Given) -> Callable:
-    """ask(x (B, r^3, latent) scaled structures, t (B,)) -> like x, for `few_steps.draw`; given: what they are told."""
+    """ask(x (B, side^3, numbers) scaled tokens of structures, t (B,)) -> like x, for `few_steps.draw`; given: what they are
+    told."""
     places, lengths = structure_places(net.config.reach, len(given.seen), net.mean.device)
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -178,7 +198,8 @@ class SparseVoxels:
     def __init__(self, structure: StructureVAE, appearance: AppearanceVAE, flow_structure: VoxelFlow, flow_appearance: VoxelFlow,
                  encode_prompt: Callable[[list[str]], Tensor]):
         s, a = structure.config, appearance.config
-        for name, flow, wanted in (("flow_structure", flow_structure, (s.latent, 0)),
+        block = max(1, s.cells // flow_structure.config.reach)  # places of a token's side
+        for name, flow, wanted in (("flow_structure", flow_structure, (s.latent * block**3, 0)),
                                    ("flow_appearance", flow_appearance, (8 * a.latent, 8))):
             if (flow.config.numbers, flow.config.extra) != wanted:
                 raise ValueError(f"{name}: draws tokens of {flow.config.numbers} numbers and knows {flow.config.extra}, wanted "
@@ -226,15 +247,15 @@ class SparseVoxels:
             if x is not None and x.shape != shape:
                 raise ValueError(f"{name}: got {tuple(x.shape)}, wanted {shape}")
         noise = _noise(shape, generator) if noise is None else noise
-        places, lengths = structure_places(c.cells, b, self.device)
+        side = net.config.reach
+        places, lengths = structure_places(side, b, self.device)
 
         def tokens(x):
-            return x.flatten(2).mT.flatten(0, 1)  # (B, C, r, r, r) -> (B r^3, C)
+            return structure_tokens(x.to(self.device), side)
 
-        kept = None if known is None else (net.scale(tokens(values.to(self.device))), tokens(known.to(self.device)))
-        z = self._follow(net, tokens(noise.to(self.device)), places[:, :0], places, lengths, given, steps, guidance_scale, shift,
-                         interval, kept)
-        z = net.unscale(z).unflatten(0, (b, -1)).mT.unflatten(2, (c.cells,) * 3)
+        kept = None if known is None else (net.scale(tokens(values)), tokens(known))
+        z = self._follow(net, tokens(noise), places[:, :0], places, lengths, given, steps, guidance_scale, shift, interval, kept)
+        z = from_structure_tokens(net.unscale(z), side, c.latent)
         logits = self.structure.decode(z).flatten(1)
         best = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
         return ((logits > 0) | best).unflatten(1, (c.resolution,) * 3)

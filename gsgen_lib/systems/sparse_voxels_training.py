@@ -46,21 +46,21 @@ from gsgen_lib.systems.sparse_voxels import (
     structure_loss,
     voxel_features,
 )
-from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, Given, VoxelFlow, voxel_flow_loss
+from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, Given, VoxelFlow, structure_places, structure_tokens, voxel_flow_loss
 from gsgen_lib.training import TrainConfig, first_alone, seeded, train
 
 PARTS = ("structure", "appearance", "structure-flow", "appearance-flow")
 AROUND, JUDGED = 8, 5  # views that voxels read, and that their Gaussians are compared with
 NO_WORDS, SEEN = 0.2, 0.5
 PRESETS = {
-    "tiny": dict(resolution=16, size=32, widths=(8, 8), width=24, layers=1, flow=dict(width=24, heads=2, layers=1), toys=6,
-                 real=6, steps=(4, 3, 4, 4), batch=2, lr=1e-3),
-    "experiment": dict(resolution=32, size=64, widths=(16, 32), width=96, layers=2, flow=dict(width=120, layers=4), toys=300,
-                       real=None, steps=(1_000, 600, 1_500, 1_000), batch=4, lr=1e-3),
-    "cpu": dict(resolution=32, size=64, widths=(32, 64), width=144, layers=3, flow=dict(width=192, layers=6), toys=1200,
-                real=None, steps=(6_000, 5_000, 12_000, 8_000), batch=8, lr=7e-4),
-    "gpu": dict(resolution=64, size=128, widths=(64, 128), width=288, layers=6, flow=dict(width=480, heads=8, layers=12),
-                toys=4000, real=None, steps=(40_000, 60_000, 80_000, 80_000), batch=32, lr=3e-4),
+    "tiny": dict(resolution=16, size=32, widths=(8, 8), width=24, layers=1, flow=dict(width=24, heads=2, layers=1), block=2,
+                 toys=6, real=6, steps=(4, 3, 4, 4), batch=(2, 2, 2, 2), lr=1e-3),
+    "experiment": dict(resolution=32, size=64, widths=(16, 32), width=96, layers=2, flow=dict(width=120, layers=4), block=2,
+                       toys=300, real=None, steps=(1_000, 600, 1_500, 1_000), batch=(4, 4, 8, 4), lr=1e-3),
+    "cpu": dict(resolution=32, size=64, widths=(32, 64), width=144, layers=3, flow=dict(width=168, layers=6), block=2, toys=1200,
+                real=None, steps=(6_000, 2_500, 12_000, 3_000), batch=(8, 8, 24, 8), lr=7e-4),
+    "gpu": dict(resolution=64, size=128, widths=(64, 128), width=288, layers=6, flow=dict(width=480, heads=8, layers=12), block=1,
+                toys=4000, real=None, steps=(40_000, 60_000, 80_000, 80_000), batch=(32, 32, 64, 32), lr=3e-4),
 }
 
 
@@ -200,9 +200,8 @@ def flow_batches(found: dict[str, Tensor], words: Tensor, real: int, batch: int,
 
         if dense:
             z = sampled(found["mu"][i], found["logvar"][i])
-            side = torch.arange(z.shape[-1])
-            places, lengths = torch.cartesian_prod(side, side, side).repeat(batch, 1), (z.shape[-1] ** 3,) * batch
-            x = flow.scale(z.flatten(2).mT.flatten(0, 1))
+            places, lengths = structure_places(flow.config.reach, batch)
+            x = flow.scale(structure_tokens(z, flow.config.reach))
             extra, active = x[:, :0], torch.ones_like(x)
         else:
             rows = torch.cat([torch.arange(int(ends[k] - found["lengths"][k]), int(ends[k])) for k in i])
@@ -220,7 +219,7 @@ def flow_batches(found: dict[str, Tensor], words: Tensor, real: int, batch: int,
 
 
 def set_scales(flow: VoxelFlow, found: dict[str, Tensor]) -> None:
-    """Mean and spread of the tokens' numbers, in place; for the cells of voxels those of the 8 numbers of a voxel, 8 times."""
+    """Mean and spread of the tokens' numbers, in place; of places or voxels, as often as a token has such."""
     mu, logvar = (found[k].float() for k in ("mu", "logvar"))
     over = (0, 2, 3, 4) if mu.ndim == 5 else (0,)
     mean, std = mu.mean(over), (mu.var(over) + logvar.exp().mean(over)).sqrt()
@@ -247,33 +246,33 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
         raise ValueError(f"part: got {part!r}, wanted one of {', '.join(PARTS)}")
     p, name = PRESETS[preset], f"voxel_{part.replace('-', '_')}"
     out, r = Path(out or f"runs/{name}"), p["resolution"]
+    batch, count = p["batch"][PARTS.index(part)], p["steps"][PARTS.index(part)] if steps is None else steps
     sets, shown = training_objects(p, p["size"], seed, out.parent)
     facts, said, sheet = {}, {}, None
     if part == "structure":
         config = StructureConfig(resolution=r, widths=p["widths"], dice_alone=dice_alone)
         model = seeded(lambda: StructureVAE(config), seed)
-        draw = structure_batches([grids_of(one, r) for one in sets], p["batch"])
+        draw = structure_batches([grids_of(one, r) for one in sets], batch)
 
         def loss_fn(network, data, generator):
             return structure_loss(network, config, data[0], generator)
     elif part == "appearance":
         config = AppearanceConfig(resolution=r, width=p["width"], layers=p["layers"], gaussians=gaussians)
         model = seeded(lambda: AppearanceVAE(config), seed)
-        draw, sheet = appearance_batches(sets, [grids_of(one, r) for one in sets], p["batch"]), sheet_of(shown, config)
+        draw, sheet = appearance_batches(sets, [grids_of(one, r) for one in sets], batch), sheet_of(shown, config)
 
         def loss_fn(network, data, generator):
             coords, lengths, features, truth, viewmats, Ks = data
             cameras = Cameras(viewmats, Ks, p["size"], p["size"])
             return appearance_loss(network, config, Voxels(coords, lengths, r), features, truth, cameras, generator)
     else:
-        model, draw, facts = _flow(part, p, sets, out, structure if part == "structure-flow" else appearance, ddpm, seed)
+        model, draw, facts = _flow(part, p, sets, out, structure if part == "structure-flow" else appearance, ddpm, seed, batch)
         config, said = model.config, {part.split("-")[0]: facts.pop("named")}
 
         def loss_fn(network, data, generator):
             x, extra, places, lengths, words, picture, seen, active = data
             return voxel_flow_loss(network, x, extra, places, lengths, Given(words, picture, seen), active, generator, ddpm)
 
-    count = p["steps"][PARTS.index(part)] if steps is None else steps
     plan = TrainConfig(steps=count, lr=p["lr"], warmup=min(200, max(1, count // 5)), weight_decay=0.01, ema_decay=0.999,
                        checkpoint_every=250, seed=seed, precision="bf16")
     result = train(model, loss_fn, draw, plan, out, sheet, minutes, device, facts={"network": asdict(config), **facts})
@@ -289,7 +288,7 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
 
 
 def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, ddpm: bool,
-          seed: int) -> tuple[VoxelFlow, object, dict]:
+          seed: int, batch: int) -> tuple[VoxelFlow, object, dict]:
     """A new flow, its draw_batch, and which autoencoder it belongs to."""
     from gsgen_lib.systems.prior import load_prior
 
@@ -297,8 +296,8 @@ def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, 
     sha = pretrained.read_card(pretrained.checked_folder(autoencoder))["sha256"]["model.safetensors"]
     if vae.config.resolution != p["resolution"]:
         raise ValueError(f"{part.split('-')[0]}: got an autoencoder of R = {vae.config.resolution}, wanted {p['resolution']}")
-    tokens = dict(numbers=vae.config.latent, reach=p["resolution"] // 4) if part == "structure-flow" else \
-        dict(numbers=8 * vae.config.latent, extra=8, reach=p["resolution"] // 2)
+    tokens = dict(numbers=vae.config.latent * p["block"] ** 3, reach=p["resolution"] // 4 // p["block"]) \
+        if part == "structure-flow" else dict(numbers=8 * vae.config.latent, extra=8, reach=p["resolution"] // 2)
     with first_alone():
         found = kept_latents(out.parent / f"latents_{part}_{sha[:8]}_{p['toys']}_{seed}.safetensors",
                              lambda: latents_of(vae, sets, p["resolution"]), sha)
@@ -311,7 +310,7 @@ def _flow(part: str, p: dict, sets: list[ViewSet], out: Path, autoencoder: str, 
     at = seeded(lambda: VoxelFlow(config), seed)  # scales batches on the CPU
     set_scales(at, found)
     real = 2 * len(sets[0]) if len(sets) > 1 else 0
-    draw = flow_batches(found, words, real, p["batch"], p["resolution"], at)
+    draw = flow_batches(found, words, real, batch, p["resolution"], at)
     named = None if str(autoencoder) == f"voxel_{part.split('-')[0]}" else autoencoder
     return flow, draw, {"autoencoder_sha256": sha, "named": named}
 

@@ -15,7 +15,10 @@ from gsgen_lib.systems.sparse_voxels_flow import (
     SparseVoxels,
     VoxelFlow,
     load_flow,
+    from_structure_tokens,
     structure_asker,
+    structure_places,
+    structure_tokens,
     voxel_flow_loss,
 )
 
@@ -144,6 +147,20 @@ def test_the_comparison_says_eps_on_the_other_road(sampler):
 
     ask = (model, x, x[:, :0], torch.zeros(9, 3), (3, 3, 3), None, torch.ones(9, 8))
     assert voxel_flow_loss(*ask, gen(1), ddpm=True)["loss"] < 1e-3 < 0.1 < voxel_flow_loss(*ask, gen(1))["loss"]
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_tokens_of_structures_hold_blocks_of_places(side):
+    """Every number is where a loop over places puts it."""
+    z, p = torch.randn(2, 3, 4, 4, 4, generator=gen()), 4 // side
+    rows = structure_tokens(z, side)
+    assert rows.shape == (2 * side**3, 3 * p**3) and torch.equal(from_structure_tokens(rows, side, 3), z)
+    places, lengths = structure_places(side, 2)
+    for row, (x, y, w) in enumerate(places.tolist()):
+        block = z[row // side**3, :, x * p:(x + 1) * p, y * p:(y + 1) * p, w * p:(w + 1) * p]
+        wanted = [block[c, i, j, k] for i in range(p) for j in range(p) for k in range(p) for c in range(3)]
+        assert torch.equal(rows[row], torch.stack(wanted))
+    assert lengths == (side**3,) * 2
 
 
 def test_the_asker_of_structures_asks_each_as_it_is(sampler):
@@ -450,7 +467,8 @@ def test_tokens_of_a_flow_are_those_of_its_objects(trained):
     flow = load_flow(trained / "sf" / "model")
     words = torch.arange(found["caption"].max() + 2.0)[:, None, None].expand(-1, 5, 96)
     x, extra, places, lengths, said, picture, seen, active = training.flow_batches(found, words, 2 * n, 8, R, flow)(gen(1))
-    assert lengths == (64,) * 8 and places[:64].tolist() == torch.cartesian_prod(*[torch.arange(4)] * 3).tolist()
+    assert x.shape == (64, 64) and lengths == (8,) * 8
+    assert places[:8].tolist() == torch.cartesian_prod(*[torch.arange(2)] * 3).tolist()
     number = {bytes(f.numpy().tobytes()): int(c) for f, c in zip(found["front"], found["caption"], strict=True)}
     for k in range(8):
         whose = number[(picture[k] * 255).round().to(torch.uint8).numpy().tobytes()]
