@@ -1,0 +1,154 @@
+"""gsgen bench voxels and few_steps: what their parts count, with networks and curves whose answers are known."""
+
+import pytest
+import torch
+
+from gsgen_lib import bench
+from gsgen_lib.data.multiview import toy_views
+from gsgen_lib.data.occupancy import occupancy
+from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.systems.prompt_scorer import load_scorer
+from gsgen_lib.systems.sparse_voxels import AppearanceConfig, AppearanceVAE, StructureConfig, StructureVAE
+from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, SparseVoxels, VoxelFlow
+from gsgen_lib.training import seeded
+
+voxels, few_steps = bench.load("voxels"), bench.load("few_steps")
+R = 16
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    return toy_views(2, 5, 64, 24, progress=False)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    small = dict(width=24, heads=2, layers=1)
+
+    def make():
+        return SparseVoxels(StructureVAE(StructureConfig(resolution=R, widths=(8, 8))),
+                            AppearanceVAE(AppearanceConfig(resolution=R, width=24, heads=2, layers=1)),
+                            VoxelFlow(FlowConfig(numbers=64, reach=2, **small)),
+                            VoxelFlow(FlowConfig(numbers=64, extra=8, reach=8, **small)),
+                            lambda captions: torch.zeros(len(captions), 5, 96))
+
+    return seeded(make, 0)
+
+
+def test_occupied_shares_are_counted(toys):
+    bars = []
+    row = voxels.emptiness({"toys": toys}, bars)[0]
+    share = {r: sum(int(occupancy(p, r).sum()) for p in toys.points) / (2 * r**3) for r in (16, 32, 64)}
+    assert all(row[f"R = {r}"].startswith(f"{s:.4f} ") for r, s in share.items())
+    assert [b["value"] for b in bars] == [pytest.approx(share[16] / share[32], abs=1e-3),
+                                          pytest.approx(share[32] / share[64], abs=1e-3)]
+
+
+def test_autoencoders_are_asked_on_the_same_questions(toys, sampler, monkeypatch):
+    """A structure that is decoded as it was has IoU 1; the splat autoencoder gets as many Gaussians as there are voxels times K."""
+    grids = torch.stack([occupancy(p, R) for p in toys.points])
+    monkeypatch.setattr(sampler.structure, "decode", lambda z: torch.where(grids, 1.0, -1.0))
+    asked = []
+    monkeypatch.setattr(voxels, "most_opaque", lambda scenes, count: asked.append(count) or scenes)
+    bars = []
+    with torch.no_grad():
+        rows = voxels.autoencoders(sampler, {"toys": toys}, bars)
+    assert rows[0]["IoU"].startswith("1.000") and len(rows) == 1 + 4 + 2
+    assert asked == [2 * int(g.sum()) for g in grids]
+    psnr = {row["what"]: float(row["PSNR"].split()[0]) for row in rows[1:]}
+    below = psnr["splat autoencoder, as many Gaussians"] - psnr["voxels, from 8 views"]
+    assert bars[0]["value"] == 1.0 and bars[1]["value"] == pytest.approx(below, abs=0.011)
+
+
+def test_time_is_taken_on_the_tokens_that_it_names(toys, sampler):
+    rows = voxels.speed(sampler, toys, bars := [])
+    cells = Voxels.from_grid(torch.stack([occupancy(p, R) for p in toys.points])).cells()[3]
+    assert [row.get("tokens") for row in rows] == [None, sorted(cells)[1], (R // 2) ** 3, sum(cells), 2 * max(cells)]
+    assert len(bars) == 3 and all(b["value"] > 0 for b in bars)
+
+
+def test_what_was_kept_is_compared_to_the_bit(sampler, monkeypatch):
+    with torch.no_grad():
+        bars = []
+        rows = voxels.editing(sampler, load_scorer(), 2, bars)
+        assert bars[0]["value"] == 1.0 and "2 toys" in rows[0]["what"]
+        whole = voxels.repaint
+
+        def decoded_anew(sampler, asset, given, box, **settings):
+            found = whole(sampler, asset, given, box, **settings)
+            return found.__class__(found.voxels, found.latents, found.raw + 1e-6)
+
+        monkeypatch.setattr(voxels, "repaint", decoded_anew)
+        voxels.editing(sampler, load_scorer(), 2, bars := [])
+    assert bars[0]["value"] == 0.0
+
+
+def test_scenes_have_their_rows(toys, sampler):
+    with torch.no_grad():
+        rows = voxels.scenes(sampler, load_scorer(), 4, toys[[0, 1]], toys, bars := [])
+    assert [row["what"].split(":")[0] for row in rows] == ["nothing given"] * 3 + ["words, guidance 3", "words",
+                                                                                  "one picture given, one sample"]
+    assert len(bars) == 1
+
+
+def test_steps_that_ddpm_needs_are_read_off_the_mean_curve(monkeypatch, tmp_path):
+    at = [str(n) for n in few_steps.AT]
+
+    def curves(path, make, again):
+        shift = 0.01 * int(path.stem[-1])  # seeds differ, means count
+        flow = dict(zip(at, [0.5, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], strict=True))
+        ddpm = dict(zip(at, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.195 - shift, 0.1], strict=True))
+        return {"flow": flow, "ddim": {n: 0.3 for n in at}, "ddpm": ddpm, "floor": 0.1}
+
+    monkeypatch.setattr(few_steps, "kept", curves)
+    rows = few_steps.steps(tmp_path, 2, False, bars := [])
+    assert [b["value"] for b in bars] == [5.0, 5.0] and all(b["ok"] for b in bars)
+    told = {row["what"]: row["steps"] for row in rows if "that" in row["what"]}
+    assert told["points: steps that ddim needs for what flow has after 12"] == "more than 120"
+    assert told["structure latents: steps that ddpm needs for what flow has after 12"] == "60"
+
+
+def test_curves_of_points_use_one_half_to_learn_and_the_other_to_judge(monkeypatch):
+    learned = []
+
+    def remember(points, ddpm, seed):
+        learned.append(points)
+        return lambda x, t: torch.zeros_like(x)
+
+    monkeypatch.setattr(few_steps, "train_points", remember)
+    monkeypatch.setattr(few_steps, "AT", (2, 3))
+    found = few_steps.point_curves(few_steps.POINTS[0], 0)
+    assert len(learned) == 2 and torch.equal(*learned) and len(learned[0]) == 1024
+    assert set(found) == {"flow", "ddim", "ddpm", "floor"} and set(found["flow"]) == {"2", "3"}
+    assert found["floor"] < 0.2 < found["flow"]["2"]  # a flow that stands still draws noise
+
+
+def test_structure_arms_are_scored_on_both_sets(toys, monkeypatch, tmp_path):
+    class Same:
+        config = StructureConfig(resolution=R)
+
+        def encode(self, grid):
+            return grid, grid
+
+        def decode(self, z):
+            return torch.where(z, 1.0, -1.0) if self.good else -torch.ones(z.shape)
+
+    trained = []
+    monkeypatch.setattr(few_steps, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(few_steps, "load_structure", lambda folder: Same())
+
+    def train(out, part, preset, steps, dice_alone, seed):
+        (out / "model").mkdir(parents=True)
+        (out / "model" / "card.json").write_text('{"command": "c", "hours": 0.1}')
+        trained.append((part, preset, steps, dice_alone, seed))
+        Same.good = not dice_alone
+
+    monkeypatch.setattr(few_steps, "train_voxels", train)
+    rows = few_steps.structure_arms(tmp_path, 2, False, {"toys": toys})
+    assert [row["IoU, toys"].split()[0] for row in rows] == ["1.000", "0.000"]
+    assert trained == [("structure", "experiment", few_steps.ARM_STEPS, dice, seed) for dice in (False, True) for seed in (0, 1)]
+    assert few_steps.structure_arms(tmp_path, 2, False, {"toys": toys}) == rows and len(trained) == 4
