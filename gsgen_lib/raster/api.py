@@ -36,12 +36,14 @@ class RenderInfo:
 
     engine: which one ran; radii: (..., V, N, 2) int32, half the size in pixels of each Gaussian's bounding box, 0 where
     it was culled; grad_norm2d: (..., V, N), the norm of dL/d(2D mean) in 1/pixels of the latest backward pass,
-    None before it.
+    None before it; contribution: (..., V, N, 2), L1 and L2 against the `target` with each Gaussian less the same without it,
+    summed over pixels and channels (`raster.contribution`), None where there is no target, and before the backward pass.
     """
 
     engine: str
     radii: Tensor
     grad_norm2d: Tensor | None = None
+    contribution: Tensor | None = None
 
     @property
     def visible(self) -> Tensor:
@@ -61,7 +63,7 @@ class Render:
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: str = "auto", *,
               antialiased: bool = False, depth_mode: str = "ED", near: float = NEAR, far: float = FAR,
-              eps2d: float = EPS2D, radius_clip: float = 0.0, check: bool = True) -> Render:
+              eps2d: float = EPS2D, radius_clip: float = 0.0, check: bool = True, target: Tensor | None = None) -> Render:
     """Render every camera's view of the scene, differentiably.
 
     gaussians, cameras: of the same batch shape, or one of them without batch (shared by all scenes).
@@ -75,6 +77,8 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     at or below it, pixels.
     check: refuse non-finite numbers and opacities outside [0, 1] in gaussians, cameras and background. On CUDA
     this waits for the GPU. Without it non-finite numbers give black or non-finite pixels, but never a crash.
+    target: pictures (..., V, H, W, 3) to which the backward pass (of any loss) compares the renders with and without each
+    Gaussian, see `info.contribution`; no gradient reaches it.
 
     Gradients reach means, quats, scales, opacities, colors, background and viewmats; not Ks, which must have no skew.
     (gsplat inverts viewmats as a 4x4 matrix to find the camera centre for SH: there the gradient of viewmats agrees with
@@ -106,6 +110,10 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
     cameras = Cameras(cameras.viewmats, cameras.Ks.detach(), cameras.width, cameras.height)
     batch = _common_batch(gaussians.batch_shape, cameras.batch_shape)
     background = _as_background(background, gaussians.means, batch + (len(cameras), 3))
+    if target is not None:
+        wanted = (*batch, len(cameras), cameras.height, cameras.width, 3)
+        if not isinstance(target, Tensor) or target.shape != wanted or not bool(target.isfinite().all()):
+            raise ValueError(f"target: got {tuple(getattr(target, 'shape', ()))}, wanted {wanted}, finite numbers")
     if check:
         _check_values(gaussians, cameras, background)
     engine = choose_engine(engine, gaussians.means)
@@ -113,7 +121,7 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
 
     if g.sh_degree is None:
         colors = g.colors[:, None]  # (B, 1, N, 3), shared by the views
-    elif engine == "gsplat":
+    elif engine == "gsplat" and target is None:
         colors = g.colors  # it has a kernel of its own for spherical harmonics
     else:
         directions = g.means[:, None] - cams.centers[:, :, None]  # (B, V, N, 3)
@@ -125,13 +133,16 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background=None, engine: s
         from gsgen_lib.raster.gsplat_engine import render
     else:
         from gsgen_lib.raster.reference import render
-    rgb, alpha, depth, info = render(g, cams, colors, antialiased=antialiased, near=near, far=far, eps2d=eps2d,
+    aim, behind = (None if x is None or target is None else x.detach().to(g.means).reshape(-1, *x.shape[len(batch):])
+                   for x in (target, background))
+    rgb, alpha, depth, info = render(g, cams, colors, aim, behind, antialiased=antialiased, near=near, far=far, eps2d=eps2d,
                                      radius_clip=radius_clip)
 
     def unflatten(x):  # (B, V, ...) -> (..., V, ...)
         return x.reshape(*batch, *x.shape[1:])
 
     info.radii = unflatten(info.radii)
+    info.contribution = None if info.contribution is None else unflatten(info.contribution)
     rgb, alpha, depth = unflatten(rgb), unflatten(alpha), unflatten(depth)
     if background is not None:
         rgb = rgb + (1.0 - alpha) * background[..., None, None, :]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from gsgen_lib.raster.api import RenderInfo
+from gsgen_lib.raster.contribution import contributions_of_pairs
+from gsgen_lib.raster.projection import MAX_ALPHA
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 
@@ -44,12 +46,14 @@ def why_not_gsplat() -> str | None:
     return None if bool(image.isfinite().all() & (image.max() > 0.5)) else "gsplat renders a test splat wrongly"
 
 
-def render(g: Gaussians, cams: Cameras, colors: Tensor, *, antialiased: bool, near: float, far: float, eps2d: float,
+def render(g: Gaussians, cams: Cameras, colors: Tensor, target: Tensor | None = None, background: Tensor | None = None, *,
+           antialiased: bool, near: float, far: float, eps2d: float,
            radius_clip: float) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
-    """As `reference.render`, for CUDA tensors. colors: RGB (B, 1 or V, N, 3), or SH (B, N, K, 3) of g unchanged."""
+    """As `reference.render`, for CUDA tensors. colors: RGB (B, 1 or V, N, 3), or, without a target, SH (B, N, K, 3) of g
+    unchanged."""
     import gsplat
 
-    sh_degree = g.sh_degree
+    sh_degree = g.sh_degree if target is None else None
     if sh_degree is None:
         colors = colors.expand(-1, len(cams), -1, -1)  # (B, V, N, 3)
     image, alpha, meta = gsplat.rasterization(
@@ -65,4 +69,31 @@ def render(g: Gaussians, cams: Cameras, colors: Tensor, *, antialiased: bool, ne
             if grad is not None:
                 info.grad_norm2d = grad.detach().norm(dim=-1).reshape(info.radii.shape[:-1])
         meta["means2d"].register_hook(keep_norm)
+    if target is not None:
+        info.contribution = _contributions(meta, colors, target, background)
     return image[..., :3], alpha, image[..., 3:4], info
+
+
+@torch.no_grad()
+def _contributions(meta: dict, colors: Tensor, target: Tensor, background: Tensor | None) -> Tensor:
+    """(B, V, N, 2), from gsplat's lists of the Gaussians that each pixel composited."""
+    from gsplat.cuda._wrapper import rasterize_to_indices_in_range
+
+    B, V, H, W = target.shape[:4]
+    size, ends = meta["tile_size"], meta["isect_offsets"].flatten()
+    ends = torch.cat([ends, ends.new_tensor([len(meta["flatten_ids"])])])
+    rounds = -(-int(ends.diff().max()) // size**2)  # in each a tile takes as many Gaussians as it has pixels
+    ids, pixels, images = rasterize_to_indices_in_range(
+        0, rounds, target.new_ones(B, V, H, W), meta["means2d"], meta["conics"], meta["opacities"], W, H, size,
+        meta["isect_offsets"], meta["flatten_ids"])
+    N = meta["means2d"].shape[-2]
+    at = images * N + ids  # (K,) into B V N
+    means, conics, opacities = (meta[k].reshape(-1, *meta[k].shape[3:])[at] for k in ("means2d", "conics", "opacities"))
+    dx, dy = pixels % W + 0.5 - means[:, 0], pixels // W + 0.5 - means[:, 1]
+    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
+    alpha = (opacities * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
+    behind = target.new_zeros(B, V, 3) if background is None else background
+    behind = behind[:, :, None, None].expand(target.shape).reshape(-1, 3)
+    found = contributions_of_pairs(images * (H * W) + pixels, at, alpha, colors.expand(B, V, N, 3).reshape(-1, 3), behind,
+                                   target.reshape(-1, 3))
+    return found.reshape(B, V, N, 2).to(target)

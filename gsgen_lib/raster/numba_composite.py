@@ -18,6 +18,13 @@ to MAX_ALPHA) all gradients of a Gaussian are sums over its pixels of
 
 kept per (Gaussian, tile) and added up in a fixed order later: results do not depend on threads. To accumulate one more
 number per Gaussian, add a column here and sum it in `numba_projection.project_backward`.
+
+With a target picture two more numbers are kept, what the picture loses if Gaussian j is taken away (`contribution`):
+
+    S_j = sum_{i>j} T_i alpha_i c_i + T_end background,    dC_j = w_j c_j - S_j alpha_j / (1 - alpha_j)
+    L1:  |C - C*| - |C - dC_j - C*|,    L2:  (C - C*)^2 - (C - dC_j - C*)^2,      summed over channels and pixels
+
+S starts as C, the whole pixel with its background, and loses one term per step, channel by channel.
 """
 
 import math
@@ -28,7 +35,7 @@ from gsgen_lib.raster.numba_setup import jit
 
 TILE_W, TILE_H = 8, 16
 PIXELS = TILE_W * TILE_H
-GRADS = 10
+GRADS, CONTRIBUTIONS = 10, 2  # columns: of gradients; of L1 and L2, if there is a target
 CHECK_EVERY = 32  # Gaussians between two looks at whether the whole tile is finished
 
 f4 = np.float32
@@ -37,6 +44,8 @@ SIGMA_CAP = f4(8)  # exp(-8) is far below 1/255
 # Unsigned pixel indices: a signed one would be tested for Python's negative indexing, which stops vectorisation.
 index = np.uintp
 ROW1, ROW2, ROW3, ROW4, ROW5, ROW6, ROW7 = (index(k * PIXELS) for k in range(1, 8))
+ROW8, ROW9, ROW10, ROW11, ROW12, ROW13 = (index(k * PIXELS) for k in range(8, 14))
+TWO = f4(2)
 
 
 @jit()
@@ -239,11 +248,15 @@ def composite_forward(start, stop, attr, entries, tile_range, entry_gaussian, en
 
 @jit(fastmath=True)
 def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, entry_rows, used, rgb, depth, alpha,
-                       v_rgb, v_depth, v_alpha, grads, alpha_min, max_alpha, t_min):
-    """Gradients of the tiles start <= (image, tile) < stop into grads (K, GRADS), one row per (Gaussian, tile)."""
+                       v_rgb, v_depth, v_alpha, target, background, grads, alpha_min, max_alpha, t_min):
+    """Gradients of the tiles start <= (image, tile) < stop into grads (K, GRADS), one row per (Gaussian, tile).
+
+    target: (M, H, W, 3), then background: (M, 3) and grads: (K, GRADS + CONTRIBUTIONS); or None, for which numba compiles a
+    function without all that.
+    """
     height, width = depth.shape[1], depth.shape[2]
     tiles_x, tiles_y = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
-    s = np.empty(8 * PIXELS, np.float32)  # rows: x, y, T, v_r, v_g, v_b, v_z, R
+    s = np.empty((8 if target is None else 14) * PIXELS, np.float32)  # rows: x, y, T, v_r, v_g, v_b, v_z, R; S (3), C - C* (3)
     for t in range(start, stop):
         image, tile = t // (tiles_x * tiles_y), t % (tiles_x * tiles_y)
         ty, tx = tile // tiles_x, tile % tiles_x
@@ -258,6 +271,11 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 s[3 * PIXELS + p], s[4 * PIXELS + p], s[5 * PIXELS + p], s[6 * PIXELS + p] = vr, vg, vb, vz
                 s[7 * PIXELS + p] = (rgb[image, y, x, 0] * vr + rgb[image, y, x, 1] * vg + rgb[image, y, x, 2] * vb
                                      + depth[image, y, x] * vz - (ONE - alpha[image, y, x]) * v_alpha[image, y, x])
+                if target is not None:
+                    for c in range(3):
+                        whole = rgb[image, y, x, c] + (ONE - alpha[image, y, x]) * background[image, c]
+                        s[(8 + c) * PIXELS + p] = whole
+                        s[(11 + c) * PIXELS + p] = whole - target[image, y, x, c]
         for e in range(tile_range[t], tile_range[t] + used[t]):
             k = entries[e]
             i = entry_gaussian[k]
@@ -266,7 +284,7 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
             r, g, b, z = attr[image, i, 6], attr[image, i, 7], attr[image, i, 8], attr[image, i, 9]
             begin, end = index(entry_rows[k] // 256 * TILE_W), index(entry_rows[k] % 256 * TILE_W)
             S0, Sx, Sy, Sxx, Sxy, Syy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
-            vr, vg, vb, vz = ZERO, ZERO, ZERO, ZERO
+            vr, vg, vb, vz, l1, l2 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             for p in range(begin, end):
                 dx, dy = s[p] - mx, s[ROW1 + p] - my
                 slanted = dx + m * dy
@@ -277,11 +295,13 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 T_next = T * (ONE - a)
                 hit = a >= alpha_min
                 ok = hit & (T_next > t_min)
-                w = T * a if ok else ZERO
+                held = a if ok else ZERO
+                w = T * held
                 gr, gg, gb, gz = s[ROW3 + p], s[ROW4 + p], s[ROW5 + p], s[ROW6 + p]
                 cv = r * gr + g * gg + b * gb + z * gz
                 R = s[ROW7 + p] - w * cv
-                d_alpha = T * cv - R / (ONE - a)
+                behind = ONE / (ONE - a)
+                d_alpha = T * cv - R * behind
                 u = -a * d_alpha if ok & (a_free <= max_alpha) else ZERO
                 s[ROW7 + p] = R
                 s[ROW2 + p] = T_next if ok else (-abs(T) if hit else T)
@@ -295,8 +315,31 @@ def composite_backward(start, stop, attr, entries, tile_range, entry_gaussian, e
                 Sxx += u * dx * dx
                 Sxy += u * dx * dy
                 Syy += u * dy * dy
+                if target is not None:
+                    f = held * behind
+                    Br, Bg, Bb = s[ROW8 + p] - w * r, s[ROW9 + p] - w * g, s[ROW10 + p] - w * b
+                    s[ROW8 + p], s[ROW9 + p], s[ROW10 + p] = Br, Bg, Bb
+                    dr, dg, db = w * r - f * Br, w * g - f * Bg, w * b - f * Bb
+                    er, eg, eb = s[ROW11 + p], s[ROW12 + p], s[ROW13 + p]
+                    l1 += abs(er) - abs(er - dr) + abs(eg) - abs(eg - dg) + abs(eb) - abs(eb - db)
+                    l2 += dr * (TWO * er - dr) + dg * (TWO * eg - dg) + db * (TWO * eb - db)
             grads[k, 0], grads[k, 1], grads[k, 2], grads[k, 3], grads[k, 4], grads[k, 5] = S0, Sx, Sy, Sxx, Sxy, Syy
             grads[k, 6], grads[k, 7], grads[k, 8], grads[k, 9] = vr, vg, vb, vz
+            if target is not None:
+                grads[k, 10], grads[k, 11] = l1, l2
         for e in range(tile_range[t] + used[t], tile_range[t + 1]):  # behind the finished tile
-            for j in range(GRADS):
+            for j in range(grads.shape[1]):
                 grads[entries[e], j] = ZERO
+
+
+@jit()
+def sum_contributions(start, stop, grads, first, count, out):
+    """out (M, N, 2): columns GRADS, GRADS + 1 of grads, summed over the tiles of Gaussian start <= m N + n < stop."""
+    N = first.shape[1]
+    for i in range(start, stop):
+        m, n = i // N, i % N
+        l1, l2 = 0.0, 0.0
+        for k in range(first[m, n], first[m, n] + count[m, n]):
+            l1 += grads[k, GRADS]
+            l2 += grads[k, GRADS + 1]
+        out[m, n, 0], out[m, n, 1] = l1, l2

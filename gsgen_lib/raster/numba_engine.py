@@ -28,17 +28,18 @@ CHUNKS, LEAST_GAUSSIANS, LEAST_TILES = 16, 256, 8
 LIMITS = tuple(np.float32(x) for x in (ALPHA_MIN, MAX_ALPHA, T_MIN))
 
 
-def render(g: Gaussians, cams: Cameras, colors: Tensor, **options) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
+def render(g: Gaussians, cams: Cameras, colors: Tensor, target: Tensor | None, background: Tensor | None,
+           **options) -> tuple[Tensor, Tensor, Tensor, RenderInfo]:
     """As `reference.render`: g (B, N, ...), cams (B, V, ...), colors (B, 1 or V, N, 3) -> rgb, alpha, depth, info."""
     info = RenderInfo("numba", None)
     rgb, alpha, depth = _Rasterize.apply(g.means, g.quats, g.scales, g.opacities, colors, cams.viewmats, cams.Ks,
-                                         cams.width, cams.height, options, info)
+                                         cams.width, cams.height, target, background, options, info)
     return rgb, alpha, depth, info
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, viewmats, Ks, width, height, options, info):
+    def forward(ctx, means, quats, scales, opacities, colors, viewmats, Ks, width, height, target, background, options, info):
         inputs = [_numpy(x) for x in (means, quats, scales, opacities, colors, viewmats, Ks)]
         state = _forward(*inputs, width, height, **options)
         B, V = viewmats.shape[:2]
@@ -48,6 +49,8 @@ class _Rasterize(torch.autograd.Function):
         ctx.save_for_backward(means, quats, scales, opacities, colors, viewmats, Ks,
                               *(torch.from_numpy(x) for x in state.values()))
         ctx.names, ctx.options, ctx.info = tuple(state), options, info
+        ctx.target, ctx.background = (None if x is None else _numpy(x).reshape(B * V, *x.shape[2:])
+                                      for x in (target, background))
         ctx.set_materialize_grads(False)
         rgb = torch.from_numpy(state["rgb"]).reshape(B, V, height, width, 3)
         alpha = torch.from_numpy(state["alpha"]).reshape(B, V, height, width, 1)
@@ -60,10 +63,12 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx, v_rgb, v_alpha, v_depth):
         saved = [_numpy(x) for x in ctx.saved_tensors]
         inputs, state = saved[:7], dict(zip(ctx.names, saved[7:], strict=True))
-        grads = _backward(inputs, state, v_rgb, v_alpha, v_depth, ctx.options)
-        *grads, grad_norm2d = [torch.from_numpy(x) for x in grads]
+        grads = _backward(inputs, state, v_rgb, v_alpha, v_depth, ctx.target, ctx.background, ctx.options)
+        *grads, grad_norm2d, contribution = [torch.from_numpy(x) for x in grads]
         ctx.info.grad_norm2d = grad_norm2d.reshape(ctx.info.radii.shape[:-1])
-        return (*grads, None, None, None, None, None)
+        if ctx.target is not None:
+            ctx.info.contribution = contribution.reshape(ctx.info.radii.shape)
+        return (*grads, None, None, None, None, None, None, None)
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -136,8 +141,8 @@ def _tile_ranges(histogram: np.ndarray, image_of: list[int], M: int) -> tuple[np
     return tile_range, position
 
 
-def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarray, ...]:
-    """Gradients of means, quats, scales, opacities, colors, viewmats, and the norms of those of the 2D means."""
+def _backward(inputs, state, v_rgb, v_alpha, v_depth, target, background, options) -> tuple[np.ndarray, ...]:
+    """Gradients of means, quats, scales, opacities, colors, viewmats, the norms of those of the 2D means, and contributions."""
     means, quats, scales, opacities, colors, viewmats, Ks = inputs
     B, N, V = means.shape[0], means.shape[1], viewmats.shape[1]
     M, H, W = state["depth"].shape
@@ -147,10 +152,14 @@ def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarr
 
     v_rgb, v_alpha, v_depth = (image_grad(v, state[k]) for v, k in ((v_rgb, "rgb"), (v_alpha, "alpha"), (v_depth, "depth")))
     entry_gaussian, entry_rows = state["entry_gaussian"], state["entry_rows"]
-    grads = np.empty((len(entry_gaussian), nc.GRADS), np.float32)
+    columns = nc.GRADS + (0 if target is None else nc.CONTRIBUTIONS)
+    grads = np.empty((len(entry_gaussian), columns), np.float32)
+    if target is not None:
+        background = np.zeros((M, 3), np.float32) if background is None else background
     run_parallel(nc.composite_backward, [
         (a, b, state["attr"], state["entries"], state["tile_range"], entry_gaussian, entry_rows, state["used"],
-         state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, grads, *LIMITS)
+         state["rgb"], state["depth"], state["alpha"], v_rgb, v_depth, v_alpha, target, background, grads,
+         *LIMITS)
         for a, b in chunks(len(state["used"]), 2 * CHUNKS, LEAST_TILES)])
 
     v_means, v_quats, v_scales, v_opacities = (np.empty_like(x) for x in (means, quats, scales, opacities))
@@ -165,4 +174,8 @@ def _backward(inputs, state, v_rgb, v_alpha, v_depth, options) -> tuple[np.ndarr
          grad_norm2d) for i, (a, b) in enumerate(pieces)])
     v_viewmats = np.zeros_like(viewmats)
     v_viewmats[..., :3, :] = v_views.sum(0)
-    return v_means, v_quats, v_scales, v_opacities, v_colors, v_viewmats, grad_norm2d
+    contribution = np.zeros((M, N, 2), np.float32)
+    if target is not None:
+        run_parallel(nc.sum_contributions, [(a, b, grads, state["first"], state["count"], contribution)
+                                            for a, b in chunks(M * N, CHUNKS, LEAST_GAUSSIANS)])
+    return v_means, v_quats, v_scales, v_opacities, v_colors, v_viewmats, grad_norm2d, contribution
