@@ -59,6 +59,22 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[in
     """
     others = lengths if others is None else others
 
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        kind, (q, k, v) = q.dtype, (x.float() for x in (q, k, v))
+        with torch.autocast("cpu", enabled=False):  # half precision: backward four times slower
+            return attend_packed_as(q, k, v, heads, lengths, others).to(kind)
+    return attend_packed_as(q, k, v, heads, lengths, others)
+
+
+def attend_packed_as(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[int, ...], others: tuple[int, ...]) -> Tensor:
+    """`attend_packed` in the precision that is given: objects of equal lengths in one call, others one by one."""
+    if len(set(lengths)) == len(set(others)) == 1 and len(lengths) == len(others):
+        def together(x, n):
+            return x.unflatten(0, (len(lengths), n)).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, n, C / heads)
+
+        found = F.scaled_dot_product_attention(*(together(x, n[0]) for x, n in ((q, lengths), (k, others), (v, others))))
+        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+
     def heads_first(x):
         return x.unflatten(-1, (heads, -1)).transpose(0, 1)[None]  # (1, heads, n, C / heads)
 

@@ -58,7 +58,7 @@ PRESETS = {
     "experiment": dict(resolution=32, size=64, widths=(16, 32), width=96, layers=2, flow=dict(width=120, layers=4), block=2,
                        toys=300, real=None, steps=(1_000, 600, 1_500, 1_000), batch=(4, 4, 8, 4), lr=1e-3),
     "cpu": dict(resolution=32, size=64, widths=(32, 64), width=144, layers=3, flow=dict(width=168, layers=6), block=2, toys=1200,
-                real=None, steps=(6_000, 2_500, 12_000, 3_000), batch=(8, 8, 24, 8), lr=7e-4),
+                real=None, steps=(6_000, 2_500, 8_000, 2_000), batch=(8, 8, 16, 8), lr=7e-4),
     "gpu": dict(resolution=64, size=128, widths=(64, 128), width=288, layers=6, flow=dict(width=480, heads=8, layers=12), block=1,
                 toys=4000, real=None, steps=(40_000, 60_000, 80_000, 80_000), batch=(32, 32, 64, 32), lr=3e-4),
 }

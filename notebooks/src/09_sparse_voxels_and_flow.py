@@ -52,7 +52,7 @@ from gsgen_lib.nn.sparse_grid import Voxels
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.few_steps import METHODS, draw, noised, train_points
+from gsgen_lib.systems.few_steps import METHODS, draw, train_points
 from gsgen_lib.systems.sparse_voxels import REACH, hammersley, iou, voxel_features
 from gsgen_lib.systems.sparse_voxels_edit import Asset, encoded, inside, merge, remove, repaint, restyle
 from gsgen_lib.systems.sparse_voxels_flow import load_sparse_voxels, structure_asker
