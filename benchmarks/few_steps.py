@@ -10,7 +10,7 @@ Means, 95 % intervals by bootstrap over seeds and objects. Networks of parts 2 a
 kept in benchmarks/results/arms/voxels, with the commit that trained them; what is there is read, unless --train-again.
 """
 
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from gsgen_lib.bench import ROOT, bar, interval, kept
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.distributions import sliced_wasserstein
+from gsgen_lib.nn.sparse_grid import structure_tokens
 from gsgen_lib.systems.feed_forward_training import training_objects
 from gsgen_lib.systems.few_steps import METHODS, draw, principal, steps_for, train_points
 from gsgen_lib.systems.prior import load_prior
 from gsgen_lib.systems.sparse_voxels import iou, load_structure
-from gsgen_lib.systems.sparse_voxels_flow import Given, load_flow, structure_asker, structure_tokens
+from gsgen_lib.systems.sparse_voxels_flow import Given, load_flow, structure_asker
 from gsgen_lib.systems.sparse_voxels_training import PRESETS, grids_of, kept_latents, latents_of, train_voxels
 
 TOY_SEED = 8_000_000  # the toys of bench feedforward
@@ -33,6 +34,7 @@ AT = (4, 8, 12, 16, 24, 30, 60, 120)  # steps
 POINTS = ("chair_01", "horse_02", "teddy_bear", "biplane")
 ARM_STEPS = 1_000
 LATENTS = 128  # drawn for each point of a curve
+CARD = ("command", "hours", "commit", "machine")  # what is kept of the card of an arm
 KEPT = ROOT / "benchmarks" / "results" / "arms" / "voxels"
 MISSED: dict[str, str] = {}  # beginnings of bars -> why, and what was tried
 
@@ -59,25 +61,24 @@ def point_curves(name: str, seed: int) -> dict:
     return found | {"floor": apart(seen)}
 
 
-def latent_curves(folder: Path, seed: int) -> dict:
+def latent_curves(folder: Path, seed: int, again: bool) -> dict:
     """Part 2 on structure latents, as `point_curves`; networks are trained in `folder` unless they are there."""
-    nets = {}
+    nets, sha = {}, pretrained.read_card(pretrained.checked_folder("voxel_structure"))["sha256"]["model.safetensors"]
     for ddpm in (False, True):
         out = folder / f"structure_{'ddpm' if ddpm else 'flow'}_{seed}"
-        if not (out / "model" / "card.json").is_file():
-            with torch.enable_grad():
-                train_voxels(out, "structure-flow", "experiment", ARM_STEPS, ddpm=ddpm, seed=seed)
+        card = trained(out, again, part="structure-flow", ddpm=ddpm, seed=seed)
         nets[ddpm] = load_flow(out / "model")
+        if card["autoencoder_sha256"] != sha or nets[ddpm].config.ddpm != ddpm:
+            raise ValueError(f"{out}: holds a network of another kind or autoencoder; delete it")
     p = PRESETS["experiment"]
     sets, _ = training_objects(p, p["size"], seed, folder)
-    sha = pretrained.read_card(pretrained.checked_folder("voxel_structure"))["sha256"]["model.safetensors"]
     latents = kept_latents(folder / f"latents_structure-flow_{sha[:8]}_{p['toys']}_{seed}.safetensors",
                            lambda: latents_of(load_structure(), sets, p["resolution"]), sha)
-    mu, real = latents["mu"].float(), 2 * len(sets[0])
-    pick = torch.cat([torch.randperm(n, generator=gen(seed))[:2 * LATENTS] + low
-                      for n, low in ((real, 0), (len(mu) - real, real))])
-    side = nets[False].config.reach
-    truth = nets[False].scale(structure_tokens(mu[pick], side)).unflatten(0, (len(pick), -1)).flatten(1)  # half real, half toys
+    many, real = len(latents["mu"]), 2 * len(sets[0])
+    pick = torch.cat([torch.randperm(n, generator=gen(seed))[:2 * LATENTS] + low for n, low in ((real, 0), (many - real, real))])
+    mu, logvar = (latents[key][pick].float() for key in ("mu", "logvar"))
+    z, side = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=gen(seed)), nets[False].config.reach  # as in training
+    truth = nets[False].scale(structure_tokens(z, side)).unflatten(0, (len(pick), -1)).flatten(1)  # half real, half toys
     lines = principal(truth)
     order = torch.randperm(len(truth), generator=gen(seed + 1))
     one, other = (truth[part] @ lines for part in order.chunk(2))
@@ -93,15 +94,24 @@ def latent_curves(folder: Path, seed: int) -> dict:
     for method in METHODS:
         ask = structure_asker(nets[method != "flow"], given)
         found[method] = {str(n): apart(draw(ask, method, noise, n, 3.0, gen(seed)).flatten(1) @ lines) for n in AT}
-    card = json.loads((folder / f"structure_flow_{seed}" / "model" / "card.json").read_text(encoding="utf-8"))
-    return found | {"floor": apart(other), "command": card["command"], "hours": card["hours"]}
+    return found | {"floor": apart(other)} | {key: card[key] for key in CARD}
+
+
+def trained(out: Path, again: bool, **settings) -> dict:
+    """The card of a network of preset "experiment" that is trained in `out`, ARM_STEPS steps, unless it is there or `again`."""
+    if again:
+        shutil.rmtree(out, ignore_errors=True)
+    if not (out / "model" / "card.json").is_file():
+        with torch.enable_grad():
+            train_voxels(out, preset="experiment", steps=ARM_STEPS, **settings)
+    return pretrained.read_card(out / "model")
 
 
 def steps(folder: Path, seeds: int, again: bool, bars: list) -> list[dict]:
     """Parts 1 and 2."""
     rows = []
     for what, names, make in (("points", POINTS, lambda name, seed: point_curves(name, seed)),
-                              ("structure latents", ("",), lambda name, seed: latent_curves(folder, seed))):
+                              ("structure latents", ("",), lambda name, seed: latent_curves(folder, seed, again))):
         found = [kept(KEPT / f"{what.replace(' ', '_')}_{name}{'_' * bool(name)}{seed}.json",
                       lambda n=name, s=seed, make=make: make(n, s), again) for name in names for seed in range(seeds)]
         mean = {m: {n: float(np.mean([f[m][str(n)] for f in found])) for n in AT} for m in METHODS}
@@ -119,27 +129,27 @@ def steps(folder: Path, seeds: int, again: bool, bars: list) -> list[dict]:
     return rows
 
 
-def structure_arm(out: Path, dice_alone: bool, seed: int, sets: dict[str, ViewSet]) -> dict:
-    """One network of part 3: {"toys", "real": IoU of each object, "command", "hours"}."""
-    if not (out / "model" / "card.json").is_file():
-        with torch.enable_grad():
-            train_voxels(out, "structure", "experiment", ARM_STEPS, dice_alone=dice_alone, seed=seed)
-    vae = load_structure(out / "model")
-    card = json.loads((out / "model" / "card.json").read_text(encoding="utf-8"))
-    found = {}
+def structure_arm(out: Path, dice_alone: bool, seed: int, again: bool, sets: dict[str, ViewSet]) -> dict:
+    """One network of part 3: {"toys", "real": IoU of each object, and what its card says}."""
+    card = trained(out, again, part="structure", dice_alone=dice_alone, seed=seed)
+    vae, found = load_structure(out / "model"), {}
+    if vae.config.dice_alone != dice_alone:
+        raise ValueError(f"{out}: holds a network of another kind; delete it")
     for what, views in sets.items():
         grids = grids_of(views, vae.config.resolution)
         found[what] = [round(x, 5) for part in grids.split(16) for x in iou(vae.decode(vae.encode(part)[0]) > 0, part).tolist()]
-    return found | {"command": card["command"], "hours": card["hours"]}
+    return found | {key: card[key] for key in CARD}
 
 
 def structure_arms(folder: Path, seeds: int, again: bool, sets: dict[str, ViewSet]) -> list[dict]:
     """Part 3."""
     rows = []
     for name, dice_alone in (("Dice and cross-entropy", False), ("Dice alone, as in the paper", True)):
-        found = [kept(KEPT / f"structure_{'dice' if dice_alone else 'both'}_{seed}.json",
-                      lambda s=seed, d=dice_alone: structure_arm(folder / f"structure_{'dice' if d else 'both'}_{s}", d, s, sets),
-                      again) for seed in range(seeds)]
+        found = []
+        for seed in range(seeds):
+            file = f"structure_{'dice' if dice_alone else 'both'}_{seed}"
+            found.append(kept(KEPT / f"{file}.json",
+                              lambda n=file, s=seed, d=dice_alone: structure_arm(folder / n, d, s, again, sets), again))
         rows.append({"what": f"small structure autoencoder, {name}",
                      **{f"IoU, {what}": interval([f[what] for f in found], 3) for what in sets}})
     return rows

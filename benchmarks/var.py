@@ -214,7 +214,7 @@ def arm_of(folder: Path, arm: str, seed: int, views) -> dict:
         found |= {f"{key}, {what}": score[what] for what in ("lpips", "lpips, far", "psnr, far")}
     card = read_card(out / "model")
     return {key: [None if x != x else round(x, 5) for x in values] for key, values in found.items()} | {
-        "command": card["command"], "hours": card["hours"]}
+        key: card[key] for key in ("command", "hours", "commit", "machine")}
 
 
 def slug(arm: str) -> str:

@@ -270,6 +270,8 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes_drawn: in
          arms: bool = True, train_again: bool = False, networks: str = "") -> dict:
     """objects: of the real test split, 0 for all; arms: with part 6, `seeds` and `train_again` are its options; networks: folder
     with voxel_structure/model and so on, else the shipped ones."""
+    if seeds < 1:
+        raise ValueError(f"seeds: got {seeds}, wanted at least 1")
     names = ("structure", "appearance", "structure_flow", "appearance_flow")
     paths = [str(Path(networks) / f"voxel_{n}" / "model") if networks else f"voxel_{n}" for n in names]
     sampler, scorer, bars = load_sparse_voxels("cpu", *paths), load_scorer(), []

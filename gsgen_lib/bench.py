@@ -81,7 +81,7 @@ def kept(path: Path, make: Callable[[], dict], again: bool = False) -> dict:
     """What a long measurement found: read from the JSON file `path`; made, and written there, where there is none or `again`.
 
     make() -> {name: number, list of numbers or text}. The file says beside it which commit and machine made it ("commit",
-    "machine"). Raises ValueError for a file that is damaged.
+    "machine"), those of now unless make() says. Raises ValueError for a file that is damaged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def kept(path: Path, make: Callable[[], dict], again: bool = False) -> dict:
     ([20.0], [20.0])
     """
     if again or not path.is_file():
-        found = {**make(), "commit": commit(), "machine": machine()}
+        found = {"commit": commit(), "machine": machine()} | make()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".part").replace(path)

@@ -39,6 +39,8 @@ def cells_of(positions: Tensor, resolution: int) -> Tensor:
     """
     if not isinstance(resolution, int) or isinstance(resolution, bool) or resolution < 1:
         raise ValueError(f"resolution: got {resolution!r}, wanted a whole number >= 1")
+    if not bool(positions.isfinite().all()):
+        raise ValueError("positions: got numbers that are not finite")
     return ((positions + 0.5) * resolution).floor().long().clamp(0, resolution - 1)
 
 
@@ -77,6 +79,7 @@ def occupancy(points: Tensor, resolution: int, discs: bool = True) -> Tensor:
         raise ValueError(f"points: got shape {tuple(points.shape)}, wanted (P, 6 or more) with P > 0")
     if not bool(points[:, :6].isfinite().all()):
         raise ValueError("points: got positions or normals that are not finite numbers")
+    points = points.float()
     positions = points[:, :3]
     if discs:
         positions = disc_points(positions, points[:, 3:6]).reshape(-1, 3)

@@ -6,6 +6,8 @@ Voxels of an object stand in the order of the 2 x 2 x 2 cells that they belong t
 0 to 7. So a cell is a run of the list, and `to_cells` turns T rows into one row a cell: 8 times fewer tokens for a transformer at
 most, with the 8 places side by side and zeros where a voxel is empty. `from_cells` takes them apart again.
 
+Below, dense latents of a grid as tokens, blocks of places together.
+
 Sources: TRELLIS (2412.01506) section 3.2, which packs by sparse convolutions. Taught in notebook 09.
 """
 
@@ -16,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Voxels"]
+__all__ = ["Voxels", "from_structure_tokens", "structure_places", "structure_tokens"]
 
 
 @dataclass(frozen=True)
 class Voxels:
-    """coords (T, 3) int64, x, y, z of each active voxel in [0, R); lengths: voxels of each object; resolution: R, even.
+    """coords (T, 3) int64, x, y, z of each active voxel in [0, R), in the order of the header; lengths: voxels of each object;
+    resolution: R, even. ValueError for anything else; `from_grid` brings bits into that order.
 
     >>> grid = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
     >>> grid[0, 1, 2, 3] = grid[1, 0, 0, 0] = grid[1, 0, 0, 1] = True
@@ -37,10 +40,15 @@ class Voxels:
     def __post_init__(self):
         if self.coords.ndim != 2 or self.coords.shape[1] != 3 or self.coords.dtype != torch.int64:
             raise ValueError(f"coords: got {tuple(self.coords.shape)} {self.coords.dtype}, wanted (T, 3) int64")
-        if sum(self.lengths) != len(self.coords):
-            raise ValueError(f"lengths: got {self.lengths}, wanted numbers that add up to {len(self.coords)} voxels")
+        if min(self.lengths, default=0) < 0 or sum(self.lengths) != len(self.coords):
+            raise ValueError(f"lengths: got {self.lengths}, wanted numbers >= 0 that add up to {len(self.coords)} voxels")
         if not isinstance(self.resolution, int) or self.resolution < 2 or self.resolution % 2:
             raise ValueError(f"resolution: got {self.resolution!r}, wanted an even number >= 2")
+        if not bool(((self.coords >= 0) & (self.coords < self.resolution)).all()):
+            raise ValueError(f"coords: got {self.coords.min()} to {self.coords.max()}, wanted 0 to {self.resolution - 1}")
+        key = _key(torch.cat([self.objects[:, None], self.coords], 1), self.resolution)
+        if not bool((key[1:] > key[:-1]).all()):
+            raise ValueError("coords: got voxels twice, or not by cell and slot, wanted the order of Voxels.from_grid")
 
     @staticmethod
     def from_grid(grid: Tensor) -> Voxels:
@@ -97,6 +105,8 @@ class Voxels:
         >>> voxels.to_cells(torch.arange(8.0)[:, None])[0].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
         """
+        if values.ndim != 2 or len(values) != len(self.coords):
+            raise ValueError(f"values: got shape {tuple(values.shape)}, wanted ({len(self.coords)}, C), a row for each voxel")
         cell, slot, coords, _ = self.cells()
         rows = values.new_zeros(len(coords), 8, values.shape[1]).index_put((cell, slot), values)
         active = values.new_zeros(len(coords), 8).index_put((cell, slot), values.new_ones(len(cell)))
@@ -110,8 +120,39 @@ class Voxels:
         >>> torch.equal(voxels.from_cells(voxels.to_cells(x)[:, :24]), x)
         True
         """
-        cell, slot, _, _ = self.cells()
+        cell, slot, coords, _ = self.cells()
+        if rows.ndim != 2 or len(rows) != len(coords) or rows.shape[1] % 8:
+            raise ValueError(f"rows: got shape {tuple(rows.shape)}, wanted ({len(coords)}, 8 C), a row for each cell")
         return rows.unflatten(1, (8, -1))[cell, slot]
+
+
+def structure_places(side: int, count: int, device=None) -> tuple[Tensor, tuple[int, ...]]:
+    """Places (count side^3, 3) of the tokens of so many structures, and how many each has.
+
+    >>> structure_places(2, 1)[0].tolist()[:3], structure_places(2, 3)[1]
+    ([[0, 0, 0], [0, 0, 1], [0, 1, 0]], (8, 8, 8))
+    """
+    axis = torch.arange(side, device=device)
+    return torch.cartesian_prod(axis, axis, axis).repeat(count, 1), (side**3,) * count
+
+
+def structure_tokens(z: Tensor, side: int) -> Tensor:
+    """Dense latents (B, C, r, r, r) as tokens (B side^3, (r / side)^3 C): the places of a block side by side, channels last.
+
+    >>> z = torch.randn(2, 8, 4, 4, 4)
+    >>> structure_tokens(z, 2).shape, torch.equal(from_structure_tokens(structure_tokens(z, 2), 2, 8), z)
+    (torch.Size([16, 64]), True)
+    """
+    p = z.shape[2] // side
+    z = z.unflatten(4, (side, p)).unflatten(3, (side, p)).unflatten(2, (side, p))  # (B, C, s, p, s, p, s, p)
+    return z.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
+
+
+def from_structure_tokens(tokens: Tensor, side: int, channels: int) -> Tensor:
+    """The inverse of `structure_tokens`."""
+    p = round((tokens.shape[1] / channels) ** (1 / 3))
+    z = tokens.unflatten(0, (-1, side, side, side)).unflatten(4, (p, p, p, channels))
+    return z.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def _key(found: Tensor, r: int) -> Tensor:

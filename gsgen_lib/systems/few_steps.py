@@ -63,6 +63,8 @@ def noised(x0: Tensor, t: Tensor, eps: Tensor, ddpm: bool) -> tuple[Tensor, Tens
     >>> noised(x0, torch.tensor([0.25]), eps, ddpm=False)
     (tensor([[0.7500, 0.7500]]), tensor([[-1., -1.]]))
     """
+    if not bool(((t >= 0) & (t <= 1)).all()):  # also false for nan
+        raise ValueError(f"t: got {t.flatten().tolist()[:4]}, wanted numbers in [0, 1]")
     if not ddpm:
         return interpolate(x0, eps, t), eps - x0
     steps = len(ABAR)
@@ -109,6 +111,8 @@ def draw(ask: Callable, method: str, noise: Tensor, steps: int, shift: float = 1
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, wanted one of {', '.join(METHODS)}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: got {steps!r}, wanted a whole number >= 1")
     if method == "flow":
         return flow_sample(lambda x, t: ask(x, t.expand(len(x))), noise, steps, shift)
 

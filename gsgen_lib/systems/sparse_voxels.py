@@ -141,6 +141,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     >>> iou(torch.tensor([[[[True, False]]]]), torch.tensor([[[[True, True]]]]))
     tensor([0.5000])
     """
+    if a.shape != b.shape or a.ndim != 4 or a.dtype != torch.bool or b.dtype != torch.bool:
+        raise ValueError(f"a, b: got {tuple(a.shape)} {a.dtype}, {tuple(b.shape)} {b.dtype}, wanted (B, R, R, R) of bool, twice")
     both, any_ = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
     return torch.where(any_ == 0, 1.0, both / any_.clamp_min(1))
 
@@ -167,8 +169,9 @@ class AppearanceConfig:
 
     def __post_init__(self):
         check_options(self, "config", ("resolution", "latent", "width", "heads", "layers", "gaussians"))
-        if self.width % 6 or self.width % self.heads:
-            raise ValueError(f"config.width: got {self.width}, wanted a multiple of 6 and of {self.heads} heads")
+        if self.width % 6 or self.width % self.heads or self.resolution % 2:
+            raise ValueError(f"config.width, resolution: got {self.width} and {self.resolution}, wanted a multiple of 6 and of "
+                             f"{self.heads} heads, and an even number")
 
 
 @torch.no_grad()
@@ -179,6 +182,9 @@ def voxel_features(voxels: Voxels, rgba: Tensor, cameras: Cameras) -> Tensor:
     rgba (B, V, S, S, 4), straight alpha; cameras of batch (B,). A view sees a voxel if no other active one lies before it: on a
     grid of R x R pixels the nearest centre of each is kept, and what is more than two voxels behind it is hidden.
     """
+    if rgba.ndim != 5 or rgba.shape[4] != 4 or rgba.shape[2] != rgba.shape[3] or not rgba.is_floating_point() \
+            or not bool(((rgba >= 0) & (rgba <= 1)).all()):  # also false for nan
+        raise ValueError(f"rgba: got {tuple(rgba.shape)} {rgba.dtype}, wanted (B, V, S, S, 4), floats in [0, 1]")
     b, v, s = rgba.shape[:3]
     r = voxels.resolution
     if len(voxels.lengths) != b or cameras.viewmats.shape[:2] != (b, v) or (cameras.width, cameras.height) != (s, s):

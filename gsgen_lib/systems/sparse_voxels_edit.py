@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gsgen_lib.nn.sparse_grid import Voxels
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.sparse_voxels import gaussians_of
+from gsgen_lib.systems.sparse_voxels import NUMBERS, gaussians_of
 from gsgen_lib.systems.sparse_voxels_flow import Given, SparseVoxels
 
 __all__ = ["Asset", "Box", "draw_asset", "encoded", "inside", "merge", "remove", "repaint", "restyle"]
@@ -49,6 +49,9 @@ class Asset:
         if len(self.voxels.lengths) != 1 or len(self.latents) != n or len(self.raw) != n:
             raise ValueError(f"voxels, latents, raw: got {len(self.voxels.lengths)} objects with {n} voxels, {len(self.latents)} "
                              f"and {len(self.raw)} rows, wanted one object and a row for each of its voxels")
+        if self.latents.ndim != 2 or self.raw.ndim != 3 or self.raw.shape[2] != NUMBERS:
+            raise ValueError(f"latents, raw: got {tuple(self.latents.shape)} and {tuple(self.raw.shape)}, wanted (T, C) and "
+                             f"(T, K, {NUMBERS})")
 
     @property
     def gaussians(self) -> Gaussians:
@@ -63,7 +66,10 @@ def inside(voxels: Voxels, box: Box) -> Tensor:
     >>> int(inside(voxels, ((-0.5, -0.5, -0.5), (0.0, 0.5, 0.5))).sum())
     4
     """
-    low, high = (torch.as_tensor(corner, dtype=torch.float32) for corner in box)
+    try:
+        low, high = (torch.as_tensor(corner, dtype=torch.float32) for corner in box)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"box: got {box!r}, wanted two corners (x, y, z), the lowest and the highest") from error
     if low.shape != (3,) or high.shape != (3,) or not bool((low < high).all()):  # also false for nan
         raise ValueError(f"box: got {box}, wanted two corners (x, y, z), the lowest and the highest")
     centres = voxels.centres()
@@ -110,7 +116,7 @@ def _placed(voxels: Voxels, parts: list[Asset]) -> Asset:
 
 @torch.no_grad()
 def draw_asset(sampler: SparseVoxels, given: Given, generator: torch.Generator | None = None, **settings) -> Asset:
-    """One scene for `given` of one; settings: of `draw_latents`."""
+    """One scene for `given` of one; settings: of `draw_latents`, the structure is drawn with those of `draw_structure`."""
     if len(given.seen) != 1:
         raise ValueError(f"given: got {len(given.seen)} scenes, wanted one")
     voxels = Voxels.from_grid(sampler.draw_structure(given, generator=generator))
@@ -125,10 +131,17 @@ def encoded(sampler: SparseVoxels, voxels: Voxels, features: Tensor) -> Asset:
     return Asset(voxels, z, sampler.appearance.decode(voxels, z))
 
 
+def _fits(sampler: SparseVoxels, asset: Asset) -> None:
+    k = sampler.appearance.config.gaussians
+    if asset.raw.shape[1] != k:
+        raise ValueError(f"asset: has {asset.raw.shape[1]} Gaussians for a voxel, wanted the sampler's {k}")
+
+
 @torch.no_grad()
 def restyle(sampler: SparseVoxels, asset: Asset, given: Given, box: Box | None = None, generator: torch.Generator | None = None,
             **settings) -> Asset:
     """The same voxels; latents of those in the box (all, if there is none) are drawn for `given`, of one scene."""
+    _fits(sampler, asset)
     new = inside(asset.voxels, ((-1.0,) * 3, (1.0,) * 3) if box is None else box)
     z = sampler.draw_latents(asset.voxels, given, values=asset.latents, known=~new, generator=generator, **settings)
     raw = torch.where(new[:, None, None], sampler.appearance.decode(asset.voxels, z), asset.raw)
@@ -141,8 +154,9 @@ def repaint(sampler: SparseVoxels, asset: Asset, given: Given, box: Box, generat
     """What is in the box is drawn again, structure and latents, for `given`, of one scene; the rest is held and stays to the bit.
 
     A structure latent speaks for 4^3 voxels: those that the box touches are drawn, and of the bits only those in the box are
-    taken. ValueError if no voxel would be left.
+    taken. settings: of `draw_latents`, as above. ValueError if no voxel would be left.
     """
+    _fits(sampler, asset)
     net, old = sampler.structure, asset.voxels.grid()
     r, c = net.config.resolution, net.config.cells
     every = Voxels.from_grid(torch.ones(1, r, r, r, dtype=torch.bool, device=old.device))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gsgen_lib import pretrained
 from gsgen_lib.diffusion import flow_sample, guide
 from gsgen_lib.nn.packed import PackedBlock, of_each, place_waves
-from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.nn.sparse_grid import Voxels, from_structure_tokens, structure_places, structure_tokens
 from gsgen_lib.options import check_options
 from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems.few_steps import noised
@@ -151,35 +151,6 @@ def voxel_flow_loss(model, x: Tensor, extra: Tensor, places: Tensor, lengths: tu
     return {"loss": (off.square() * active).sum() / active.sum()}
 
 
-def structure_places(side: int, count: int, device=None) -> tuple[Tensor, tuple[int, ...]]:
-    """Places (count side^3, 3) of the tokens of so many structures, and how many each has.
-
-    >>> structure_places(2, 1)[0].tolist()[:3], structure_places(2, 3)[1]
-    ([[0, 0, 0], [0, 0, 1], [0, 1, 0]], (8, 8, 8))
-    """
-    axis = torch.arange(side, device=device)
-    return torch.cartesian_prod(axis, axis, axis).repeat(count, 1), (side**3,) * count
-
-
-def structure_tokens(z: Tensor, side: int) -> Tensor:
-    """Dense latents (B, C, r, r, r) as tokens (B side^3, (r / side)^3 C): the places of a block side by side, channels last.
-
-    >>> z = torch.randn(2, 8, 4, 4, 4)
-    >>> structure_tokens(z, 2).shape, torch.equal(from_structure_tokens(structure_tokens(z, 2), 2, 8), z)
-    (torch.Size([16, 64]), True)
-    """
-    p = z.shape[2] // side
-    z = z.unflatten(4, (side, p)).unflatten(3, (side, p)).unflatten(2, (side, p))  # (B, C, s, p, s, p, s, p)
-    return z.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
-
-
-def from_structure_tokens(tokens: Tensor, side: int, channels: int) -> Tensor:
-    """The inverse of `structure_tokens`."""
-    p = round((tokens.shape[1] / channels) ** (1 / 3))
-    z = tokens.unflatten(0, (-1, side, side, side)).unflatten(4, (p, p, p, channels))
-    return z.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
-
-
 def structure_asker(net: VoxelFlow, given: Given) -> Callable:
     """ask(x (B, side^3, numbers) scaled tokens of structures, t (B,)) -> like x, for `few_steps.draw`; given: what they are
     told."""
@@ -208,6 +179,10 @@ class SparseVoxels:
                 raise ValueError(f"{name}: says eps (config.ddpm), wanted one that says velocities")
         if s.resolution != a.resolution:
             raise ValueError(f"appearance: got R = {a.resolution}, wanted that of structure, {s.resolution}")
+        f, g = flow_structure.config, flow_appearance.config
+        if (f.size, f.words) != (g.size, g.words) or s.cells % f.reach:
+            raise ValueError(f"flows: got pictures of {f.size} and {g.size} pixels, words of {f.words} and {g.words} numbers, "
+                             f"wanted the same; and reach = {f.reach}, wanted a divisor of {s.cells}")
         self.structure, self.appearance = structure.eval().requires_grad_(False), appearance.eval().requires_grad_(False)
         self.flow_structure, self.flow_appearance = (m.eval().requires_grad_(False) for m in (flow_structure, flow_appearance))
         self.encode_prompt = encode_prompt
@@ -220,9 +195,9 @@ class SparseVoxels:
     @torch.no_grad()
     def condition(self, captions: list[str], pictures: Tensor | None = None) -> Given:
         """What B scenes are told: captions, "" for none; pictures (B, S, S, 4), straight alpha in [0, 1], of their fronts."""
-        s, b = self.flow_structure.config.size, len(captions)
-        if isinstance(captions, str) or not b or not all(isinstance(c, str) for c in captions):
+        if not isinstance(captions, list | tuple) or not captions or not all(isinstance(c, str) for c in captions):
             raise ValueError(f"captions: got {captions!r}, wanted a list of strings, \"\" for none")
+        s, b = self.flow_structure.config.size, len(captions)
         if pictures is not None:
             if not isinstance(pictures, Tensor) or pictures.shape != (b, s, s, 4):
                 raise ValueError(f"pictures: got shape {tuple(getattr(pictures, 'shape', ()))}, wanted ({b}, {s}, {s}, 4)")
@@ -243,10 +218,7 @@ class SparseVoxels:
         """
         c, b, net = self.structure.config, len(given.seen), self.flow_structure
         shape = (b, c.latent, c.cells, c.cells, c.cells)
-        for name, x in (("noise", noise), ("values", values), ("known", known)):
-            if x is not None and x.shape != shape:
-                raise ValueError(f"{name}: got {tuple(x.shape)}, wanted {shape}")
-        noise = _noise(shape, generator) if noise is None else noise
+        noise, values, known = _start(shape, shape, noise, values, known, generator)
         side = net.config.reach
         places, lengths = structure_places(side, b, self.device)
 
@@ -270,11 +242,8 @@ class SparseVoxels:
         if voxels.resolution != c.resolution or len(voxels.lengths) != len(given.seen):
             raise ValueError(f"voxels: got {len(voxels.lengths)} objects of R = {voxels.resolution}, wanted {len(given.seen)} of "
                              f"R = {c.resolution}")
-        one = (count, c.latent)
-        for name, x, wanted in (("noise", noise, one), ("values", values, one), ("known", known, one[:1])):
-            if x is not None and x.shape != wanted:
-                raise ValueError(f"{name}: got {tuple(x.shape)}, wanted {wanted}")
-        noise = (_noise(one, generator) if noise is None else noise).to(self.device)
+        noise, values, known = _start((count, c.latent), (count,), noise, values, known, generator)
+        noise = noise.to(self.device)
         voxels = voxels.to(self.device)
         _, _, places, lengths = voxels.cells()
         width = 8 * c.latent
@@ -324,8 +293,21 @@ class SparseVoxels:
         return self.appearance.splats(voxels, z)
 
 
-def _noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device if generator is not None else None)
+def _start(shape: tuple[int, ...], known_shape: tuple[int, ...], noise, values, known, generator) -> tuple:
+    """Noise to start from, drawn where the generator lives if there is none, and what is known, checked."""
+    for name, x, wanted in (("noise", noise, shape), ("values", values, shape), ("known", known, known_shape)):
+        bits = name == "known"
+        if x is not None and (not isinstance(x, Tensor) or x.shape != wanted or (x.dtype == torch.bool) != bits
+                              or not bool(x.isfinite().all())):
+            raise ValueError(f"{name}: got {tuple(getattr(x, 'shape', ()))} {getattr(x, 'dtype', type(x))}, wanted {wanted} of "
+                             f"{'bool' if bits else 'finite numbers'}")
+    if (values is None) != (known is None):
+        raise ValueError("values, known: got one of them, wanted both, or neither")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: got {generator!r}, wanted a torch.Generator or None")
+    if noise is None:
+        noise = torch.randn(shape, generator=generator, device=generator.device if generator is not None else None)
+    return noise.float(), values if values is None else values.float(), known
 
 
 def load_flow(name: str | Path, device: str = "cpu") -> VoxelFlow:
@@ -342,8 +324,8 @@ def load_sparse_voxels(device: str = "cpu", structure: str | Path = "voxel_struc
 
     for flow, vae in ((flow_structure, structure), (flow_appearance, appearance)):
         said = pretrained.read_card(pretrained.checked_folder(flow)).get("autoencoder_sha256")
-        got = pretrained.read_card(pretrained.checked_folder(vae))["sha256"]["model.safetensors"]
-        if said != got:
+        got = pretrained.read_card(pretrained.checked_folder(vae))["sha256"].get("model.safetensors")
+        if not said or said != got:
             raise ValueError(f"{flow}: was trained on another autoencoder than {vae}")
     prior = load_prior()
     return SparseVoxels(load_structure(structure, device), load_appearance(appearance, device), load_flow(flow_structure, device),

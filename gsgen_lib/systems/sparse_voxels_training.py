@@ -29,7 +29,7 @@ from gsgen_lib import pretrained
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.occupancy import occupancy
 from gsgen_lib.data.view_sets import ViewSet
-from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.nn.sparse_grid import Voxels, structure_places, structure_tokens
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.systems.feed_forward_training import mirrored, options, training_objects
@@ -46,7 +46,7 @@ from gsgen_lib.systems.sparse_voxels import (
     structure_loss,
     voxel_features,
 )
-from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, Given, VoxelFlow, structure_places, structure_tokens, voxel_flow_loss
+from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, Given, VoxelFlow, voxel_flow_loss
 from gsgen_lib.training import TrainConfig, first_alone, seeded, train
 
 PARTS = ("structure", "appearance", "structure-flow", "appearance-flow")
@@ -244,6 +244,12 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     if part not in PARTS:
         raise ValueError(f"part: got {part!r}, wanted one of {', '.join(PARTS)}")
+    for option, given, takes in (("gaussians", gaussians != 2, part == "appearance"),
+                                 ("dice_alone", dice_alone, part == "structure"), ("ddpm", ddpm, part.endswith("flow"))):
+        if given and not takes:
+            raise ValueError(f"{option}: is no option of part {part!r}")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps: got {steps!r}, wanted a whole number >= 1")
     p, name = PRESETS[preset], f"voxel_{part.replace('-', '_')}"
     out, r = Path(out or f"runs/{name}"), p["resolution"]
     batch, count = p["batch"][PARTS.index(part)], p["steps"][PARTS.index(part)] if steps is None else steps
@@ -279,8 +285,8 @@ def train_voxels(out: Path | None = None, part: str = "structure", preset: str =
     if result.step < plan.steps:
         print(f"{part}: step {result.step} of {plan.steps}; call again to go on")
         return {}
-    said |= {"steps": steps, "gaussians": None if gaussians == 2 or part != "appearance" else gaussians, "seed": seed or None}
-    flag = " --dice-alone" if dice_alone and part == "structure" else " --ddpm" if ddpm and part.endswith("flow") else ""
+    said |= {"steps": steps, "gaussians": None if gaussians == 2 else gaussians, "seed": seed or None}
+    flag = " --dice-alone" if dice_alone else " --ddpm" if ddpm else ""
     scores = {key: result.log[-1][key] for key in ("loss", "iou", "psnr") if key in result.log[-1]}
     return pretrained.save_network(model, out / "model", {
         "name": name, "seed": seed, "hours": round(result.seconds / 3600, 2), "steps": result.step, **scores, **facts,

@@ -225,7 +225,7 @@ def test_bars_of_the_arms(monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(var, "train_autoreconstructor", lambda out, preset, seed, **settings: trained.append((seed, settings)))
     monkeypatch.setattr(var, "train_codes", lambda out, preset, autoreconstructor, **more: trained.append((0, autoreconstructor)))
-    monkeypatch.setattr(var, "read_card", lambda folder: {"command": "gsgen", "hours": 0.1})
+    monkeypatch.setattr(var, "read_card", lambda folder: dict(command="gsgen", hours=0.1, commit="c", machine="m"))
     monkeypatch.setattr(var, "KEPT", tmp_path / "kept")
     bars = []
     rows = var.arms(tmp_path, 2, False, None, bars)

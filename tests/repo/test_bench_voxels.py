@@ -1,12 +1,16 @@
 """gsgen bench voxels and few_steps: what their parts count, with networks and curves whose answers are known."""
 
+import json
+
 import pytest
 import torch
 
 from gsgen_lib import bench
 from gsgen_lib.data.multiview import toy_views
 from gsgen_lib.data.occupancy import occupancy
+from gsgen_lib.metrics import psnr
 from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.systems.feed_forward_metrics import cases
 from gsgen_lib.systems.prompt_scorer import load_scorer
 from gsgen_lib.systems.sparse_voxels import AppearanceConfig, AppearanceVAE, StructureConfig, StructureVAE
 from gsgen_lib.systems.sparse_voxels_flow import FlowConfig, SparseVoxels, VoxelFlow
@@ -64,11 +68,15 @@ def test_autoencoders_are_asked_on_the_same_questions(toys, sampler, monkeypatch
     assert bars[0]["value"] == 1.0 and bars[1]["value"] == pytest.approx(below, abs=0.011)
 
 
-def test_time_is_taken_on_the_tokens_that_it_names(toys, sampler):
+def test_time_is_taken_on_the_tokens_that_it_names(toys, sampler, monkeypatch):
+    clock = iter([1.0, 2.0, 8.0, 3.0, 4.5])  # whole, sparse, dense, packed, padded
+    monkeypatch.setattr(voxels, "seconds", lambda call, times=5: (call(), next(clock))[1])
     rows = voxels.speed(sampler, toys, bars := [])
     cells = Voxels.from_grid(torch.stack([occupancy(p, R) for p in toys.points])).cells()[3]
     assert [row.get("tokens") for row in rows] == [None, sorted(cells)[1], (R // 2) ** 3, sum(cells), 2 * max(cells)]
-    assert len(bars) == 3 and all(b["value"] > 0 for b in bars)
+    assert [b["value"] for b in bars] == [1.0, 4.0, 1.5]
+    products = [float(row["billion products"]) for row in rows[1:]]
+    assert products[0] < products[1] and products[2] <= products[3]
 
 
 def test_what_was_kept_is_compared_to_the_bit(sampler, monkeypatch):
@@ -87,12 +95,47 @@ def test_what_was_kept_is_compared_to_the_bit(sampler, monkeypatch):
     assert bars[0]["value"] == 0.0
 
 
-def test_scenes_have_their_rows(toys, sampler):
+def test_the_other_colour_is_asked_for_and_listened_to(sampler, monkeypatch):
+    asked, told = [], []
+
+    class Judge:
+        def similarity(self, pictures, prompts):
+            asked.append(prompts)
+            return torch.tensor([[0.2, 0.8]]).expand(len(pictures), -1)
+
+    condition = sampler.condition
+    monkeypatch.setattr(sampler, "condition", lambda captions: told.append(captions) or condition(captions))
+    with torch.no_grad():
+        rows = voxels.editing(sampler, Judge(), 2, bars := [])
+    new = {prompts[1] for prompts in asked}
+    for old, said in asked:
+        changed = [(a, b) for a, b in zip(old.split(), said.split(), strict=True) if a != b]
+        assert changed and all(a in voxels.COLOURS and b in voxels.COLOURS for a, b in changed)
+    assert {c for one in told for c in one if c} == new
+    assert bars[1]["value"] == 1.0 and all(row["share"].startswith("1.0") for row in rows[1:4])
+
+
+def test_scenes_are_asked_for_as_their_rows_say(toys, sampler, monkeypatch):
+    asked, compared, ranked = [], [], []
+    sample, kid, first = sampler.sample, voxels.kid, voxels.captions_first
+
+    def remember(captions, pictures=None, **more):
+        asked.append((captions, pictures is not None, more["guidance_scale"]))
+        return sample(captions, pictures, steps=1, **more)
+
+    monkeypatch.setattr(sampler, "sample", remember)
+    monkeypatch.setattr(voxels, "kid", lambda a, b, features: compared.append((a, b)) or kid(a, b, features=features))
+    monkeypatch.setattr(voxels, "captions_first", lambda judge, x, captions: ranked.append(x) or first(judge, x, captions))
     with torch.no_grad():
         rows = voxels.scenes(sampler, load_scorer(), 4, toys[[0, 1]], toys, bars := [])
-    assert [row["what"].split(":")[0] for row in rows] == ["nothing given"] * 3 + ["words, guidance 3", "words",
-                                                                                  "one picture given, one sample"]
-    assert len(bars) == 1
+    assert asked == [([""] * 4, False, 1.0), (toys.captions, False, 3.0), ([""] * 2, True, 2.0)]
+    assert all(torch.equal(b, compared[0][1]) and not torch.equal(a, b) for a, b in compared) and len(compared) == 3
+    true = voxels.white(toys.images.flatten(0, 1).float() / 255)
+    assert not torch.equal(ranked[0], true) and torch.equal(ranked[1], true)
+    assert bars[0]["value"] == pytest.approx(float(rows[3]["own caption first of 50"]), abs=0.01)
+    scene = sample([""] * 2, torch.stack([rgba[0] for rgba, *_ in cases(toys, 1)]), steps=1, guidance_scale=2.0, generator=gen())
+    near = [psnr(voxels.look(s, at), voxels.white(rgba)).item() for s, (rgba, at, *_) in zip(scene, cases(toys, 1), strict=True)]
+    assert float(rows[-1]["PSNR, the picture"].split()[0]) == pytest.approx(sum(near) / 2, abs=0.011)
 
 
 def test_steps_that_ddpm_needs_are_read_off_the_mean_curve(monkeypatch, tmp_path):
@@ -113,23 +156,26 @@ def test_steps_that_ddpm_needs_are_read_off_the_mean_curve(monkeypatch, tmp_path
 
 
 def test_curves_of_points_use_one_half_to_learn_and_the_other_to_judge(monkeypatch):
-    learned = []
+    learned, asked = [], []
 
     def remember(points, ddpm, seed):
         learned.append(points)
-        return lambda x, t: torch.zeros_like(x)
+        return lambda x, t: asked.append(ddpm) or torch.zeros_like(x)
 
     monkeypatch.setattr(few_steps, "train_points", remember)
     monkeypatch.setattr(few_steps, "AT", (2, 3))
     found = few_steps.point_curves(few_steps.POINTS[0], 0)
     assert len(learned) == 2 and torch.equal(*learned) and len(learned[0]) == 1024
     assert set(found) == {"flow", "ddim", "ddpm", "floor"} and set(found["flow"]) == {"2", "3"}
+    assert asked == [False] * 5 + [True] * 10  # flow, then ddim and ddpm, 2 + 3 steps each
     assert found["floor"] < 0.2 < found["flow"]["2"]  # a flow that stands still draws noise
 
 
 def test_structure_arms_are_scored_on_both_sets(toys, monkeypatch, tmp_path):
     class Same:
-        config = StructureConfig(resolution=R)
+        def __init__(self, folder):
+            self.good = "both" in str(folder)
+            self.config = StructureConfig(resolution=R, dice_alone=not self.good)
 
         def encode(self, grid):
             return grid, grid
@@ -139,16 +185,22 @@ def test_structure_arms_are_scored_on_both_sets(toys, monkeypatch, tmp_path):
 
     trained = []
     monkeypatch.setattr(few_steps, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(few_steps, "load_structure", lambda folder: Same())
+    monkeypatch.setattr(few_steps, "load_structure", Same)
 
-    def train(out, part, preset, steps, dice_alone, seed):
+    def train(out, preset, steps, part, dice_alone, seed):
         (out / "model").mkdir(parents=True)
-        (out / "model" / "card.json").write_text('{"command": "c", "hours": 0.1}')
+        card = {"sha256": {"a": "b"}, "command": "c", "hours": 0.1, "commit": "of then", "machine": "m"}
+        (out / "model" / "card.json").write_text(json.dumps(card))
         trained.append((part, preset, steps, dice_alone, seed))
-        Same.good = not dice_alone
 
     monkeypatch.setattr(few_steps, "train_voxels", train)
     rows = few_steps.structure_arms(tmp_path, 2, False, {"toys": toys})
     assert [row["IoU, toys"].split()[0] for row in rows] == ["1.000", "0.000"]
     assert trained == [("structure", "experiment", few_steps.ARM_STEPS, dice, seed) for dice in (False, True) for seed in (0, 1)]
     assert few_steps.structure_arms(tmp_path, 2, False, {"toys": toys}) == rows and len(trained) == 4
+    few_steps.structure_arms(tmp_path, 2, True, {"toys": toys})  # again
+    assert len(trained) == 8
+    assert json.loads((tmp_path / "kept" / "structure_dice_1.json").read_text())["commit"] == "of then"
+    monkeypatch.setattr(few_steps, "load_structure", lambda folder: Same("both"))
+    with pytest.raises(ValueError, match="network of another kind"):
+        few_steps.structure_arm(tmp_path / "structure_dice_0", True, 0, False, {"toys": toys})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gsgen_lib.data.occupancy import occupancy
-from gsgen_lib.nn.sparse_grid import Voxels
+from gsgen_lib.nn.sparse_grid import Voxels, from_structure_tokens, structure_places, structure_tokens
 from gsgen_lib.pretrained import read_card
 from gsgen_lib.systems import sparse_voxels_training as training
 from gsgen_lib.systems.sparse_voxels import AppearanceConfig, AppearanceVAE, StructureConfig, StructureVAE, load_structure
@@ -15,10 +15,7 @@ from gsgen_lib.systems.sparse_voxels_flow import (
     SparseVoxels,
     VoxelFlow,
     load_flow,
-    from_structure_tokens,
     structure_asker,
-    structure_places,
-    structure_tokens,
     voxel_flow_loss,
 )
 
