@@ -136,6 +136,11 @@ BUGS = {
                                  f"{FLOW}::test_what_is_outside_of_the_box_stays_to_the_bit[repaint]"),
     "all scenes in one attention": ("nn/packed.py", "zip(q.split(lengths), k.split(others), v.split(others), strict=True)",
                                     "[(q, k, v)]", f"{FLOW}::test_scenes_of_a_batch_do_not_hear_each_other"),
+    "structures drawn, not unscaled": ("systems/sparse_voxels_flow.py", "from_structure_tokens(net.unscale(z), side, c.latent)",
+                                       "from_structure_tokens(z, side, c.latent)",
+                                       f"{VOXELS[:-3]}_details.py::test_tokens_that_are_drawn_are_unscaled"),
+    "no background behind": ("raster/contribution.py", "C = background * T_end[:, None]", "C = 0 * background * T_end[:, None]",
+                             "tests/raster/test_contribution.py::test_each_is_worth_what_is_lost_without_it[white]"),
 }
 
 
