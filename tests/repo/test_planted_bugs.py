@@ -39,7 +39,7 @@ BUGS = {
                 f"{SCENE}::test_sh_basis_equals_scipy_real_harmonics"),
     "background left out of the gradient": ("raster/api.py", "rgb + (1.0 - alpha) * background[", "rgb + (1.0 - alpha.detach()) * background[",
                                             f"{GRADIENTS}[a ball-False-numba]"),
-    "what lies behind left out of dL/dalpha": ("raster/numba_composite.py", "d_alpha = T * cv - R / (ONE - a)", "d_alpha = T * cv",
+    "what lies behind left out of dL/dalpha": ("raster/numba_composite.py", "d_alpha = T * cv - R * behind", "d_alpha = T * cv",
                                                f"{GRADIENTS}[a ball-False-numba]"),
     "gradient through the clamp of alpha": ("raster/numba_composite.py", "if ok & (a_free <= max_alpha) else ZERO", "if ok else ZERO",
                                             f"{GRADIENTS}[opaque and large-False-numba]"),
