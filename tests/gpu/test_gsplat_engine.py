@@ -42,6 +42,16 @@ def test_values_and_gradients_equal_the_reference(degree, antialiased):
     assert (a.info.grad_norm2d - b.info.grad_norm2d).abs().max() < 1e-2 * b.info.grad_norm2d.max()
 
 
+@pytest.mark.parametrize("background", [None, (1.0, 1.0, 1.0)])
+def test_contributions_equal_the_reference(background):
+    scene = Gaussians.random(400, scale=0.06, opacity=0.6, batch=(2,), generator=torch.Generator().manual_seed(0)).to("cuda")
+    cams = Cameras.stack([Cameras.orbit(3, elevation=e, width=40, height=28) for e in (10.0, 40.0)]).to("cuda")
+    target = torch.rand(2, 3, 28, 40, 3, generator=torch.Generator().manual_seed(1)).cuda()
+    a, b = (rasterize(scene, cams, background, engine, target=target).info.contribution for engine in ("gsplat", "reference"))
+    assert a.shape == (2, 3, 400, 2) and b.abs().max() > 0.1
+    assert (a - b).abs().max() < 2e-3 * b.abs().max()
+
+
 def test_non_finite_input_is_refused():
     scene = Gaussians.random(50, generator=torch.Generator().manual_seed(0)).to("cuda")
     scene.means[3, 1] = float("nan")
