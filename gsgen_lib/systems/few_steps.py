@@ -71,6 +71,7 @@ def noised(x0: Tensor, t: Tensor, eps: Tensor, ddpm: bool) -> tuple[Tensor, Tens
     return q_sample(x0, eps, ABAR.to(x0.device)[(t * steps).long().clamp(max=steps - 1)]), eps
 
 
+@torch.enable_grad()
 def train_points(points: Tensor, ddpm: bool, steps: int = 2000, batch: int = 512, seed: int = 0) -> PointNet:
     """A network that draws points like these, (N, D), of about unit spread; the generator is that of `seed`.
 
