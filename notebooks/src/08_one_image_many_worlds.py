@@ -452,6 +452,8 @@ _, strength, directions = torch.linalg.svd(centred, full_matrices=False)
 maps = {f"PCA, {100 * (strength[:2].square().sum() / strength.square().sum()):.0f} % of the variance": centred @ directions[:2].T,
         "t-SNE": TSNE(2, perplexity=12, init="pca", random_state=SEED).fit_transform(codes.numpy())}
 families = [m["family"] for m in many_toys.meta]
+right = {"codes": right_by_neighbours(codes, families), "pixels": right_by_neighbours(on_background(fronts, torch.ones(3)), families)}
+print("family from five neighbours:", ", ".join(f"{name} {share:.2f}" for name, share in right.items()), f"chance {1 / 14:.2f}")
 names = sorted(set(families))
 with viz.style():
     figure, panels = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
@@ -465,11 +467,7 @@ with viz.style():
 
 # %%
 # NBVAL_CHECK_OUTPUT
-right = {"codes": right_by_neighbours(codes, families), "pixels": right_by_neighbours(on_background(fronts, torch.ones(3)), families)}
 print("codes: family of a toy from its five nearest neighbours, better than chance by far:", right["codes"] > 0.5)
-
-# %%
-print("family from five neighbours:", ", ".join(f"{name} {share:.2f}" for name, share in right.items()), f"chance {1 / 14:.2f}")
 
 # %% [markdown]
 # **What to notice.** Families form heaps in both maps, tighter in t-SNE, which is made to show heaps: their distances mean nothing.
