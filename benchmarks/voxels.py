@@ -284,7 +284,7 @@ def main(objects: int = 0, toys: int = 70, captions: int = 100, scenes_drawn: in
         rows += scenes(sampler, scorer, scenes_drawn, asked, sets["real"], bars)
         rows += editing(sampler, scorer, edits, bars)
     if arms:
-        more = bench.load("few_steps").main(seeds, train_again, objects, toys)
+        more = bench.load("few_steps").main(0, seeds, train_again, objects, toys)
         rows, bars = rows + more["rows"], bars + more["bars"]
     note = (f"PSNR on white, mean over pictures of that of each. {features_name()}; judge: {scorer.name}. Seconds with torch on "
             f"{torch.get_num_threads()} threads. One sample for each question, no selection.")

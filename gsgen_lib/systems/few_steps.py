@@ -18,6 +18,7 @@ Taught in notebook 09. Source: 2209.03003 (straight roads); 2006.11239; 2010.025
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -136,9 +137,20 @@ def principal(x: Tensor, count: int = 32) -> Tensor:
 
 
 def steps_for(curve: dict[int, float], wanted: float) -> float:
-    """The fewest steps of a curve {steps: distance} with distance <= wanted; inf if none reaches it.
+    """After how many steps a curve {steps: distance} first falls to `wanted`; inf if it never does. Between two that were measured
+    on the straight line of their logarithms.
 
     >>> steps_for({4: 0.5, 12: 0.2, 30: 0.1}, 0.2), steps_for({4: 0.5}, 0.2)
-    (12, inf)
+    (12.0, inf)
+    >>> round(steps_for({10: 0.4, 40: 0.1}, 0.2), 1)
+    20.0
     """
-    return min((steps for steps, distance in curve.items() if distance <= wanted), default=float("inf"))
+    before = None
+    for steps, distance in sorted(curve.items()):
+        if distance <= wanted:
+            if before is None or distance == wanted:
+                return float(steps)
+            share = math.log(before[1] / wanted) / math.log(before[1] / distance)
+            return before[0] * (steps / before[0]) ** share
+        before = (steps, distance)
+    return math.inf

@@ -144,15 +144,16 @@ def test_steps_that_ddpm_needs_are_read_off_the_mean_curve(monkeypatch, tmp_path
     def curves(path, make, again):
         shift = 0.01 * int(path.stem[-1])  # seeds differ, means count
         flow = dict(zip(at, [0.5, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], strict=True))
-        ddpm = dict(zip(at, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.195 - shift, 0.1], strict=True))
+        ddpm = dict(zip(at, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4 + shift, 0.2, 0.1], strict=True))
         return {"flow": flow, "ddim": {n: 0.3 for n in at}, "ddpm": ddpm, "floor": 0.1}
 
     monkeypatch.setattr(few_steps, "kept", curves)
-    rows = few_steps.steps(tmp_path, 2, False, bars := [])
+    rows = few_steps.steps(0, tmp_path, 2, False, bars := [])
     assert [b["value"] for b in bars] == [5.0, 5.0] and all(b["ok"] for b in bars)
     told = {row["what"]: row["steps"] for row in rows if "that" in row["what"]}
     assert told["points: steps that ddim needs for what flow has after 12"] == "more than 120"
     assert told["structure latents: steps that ddpm needs for what flow has after 12"] == "60"
+    assert len(few_steps.steps(1, tmp_path, 2, False, [])) == len(rows) / 2 == 5
 
 
 def test_curves_of_points_use_one_half_to_learn_and_the_other_to_judge(monkeypatch):

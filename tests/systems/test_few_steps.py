@@ -95,6 +95,8 @@ def test_principal_directions_are_eigenvectors_of_the_covariance():
 
 def test_steps_for_a_distance():
     assert steps_for({8: 0.3, 4: 0.2, 60: 0.1}, 0.2) == 4 and steps_for({4: 0.3}, 0.2) == math.inf
+    for wanted in (0.5, 0.3, 0.2):  # on a curve that is a power of the steps it is that power, whatever was measured
+        assert steps_for({n: 2 / n**0.7 for n in (3, 8, 12, 60)}, wanted) == pytest.approx((2 / wanted) ** (1 / 0.7))
 
 
 @pytest.mark.parametrize("call, said", [
