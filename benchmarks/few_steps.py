@@ -39,7 +39,7 @@ KEPT = ROOT / "benchmarks" / "results" / "arms" / "voxels"
 MISSED = {  # beginnings of bars -> why, and what was tried
     "27: points: steps of DDPM over the 12 of flow":
         "On points the 12 steps of the flow are worth nearly four times as many of DDPM, and twice as many of DDIM. Five times "
-        "holds where more is asked for: what the flow has after 24 steps neither has after 120. The networks are small and equal; "
+        "holds where more is asked for: what the flow has after 24 steps neither has after 120. Networks are small and equal; "
         "larger ones were not tried.",
 }
 

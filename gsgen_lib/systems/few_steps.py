@@ -137,8 +137,8 @@ def principal(x: Tensor, count: int = 32) -> Tensor:
 
 
 def steps_for(curve: dict[int, float], wanted: float) -> float:
-    """After how many steps a curve {steps: distance} first falls to `wanted`; inf if it never does. Between two that were measured
-    on the straight line of their logarithms.
+    """After how many steps a curve {steps: distance} first falls to `wanted`; inf if it never does. Between two of
+    them on the straight line of their logarithms.
 
     >>> steps_for({4: 0.5, 12: 0.2, 30: 0.1}, 0.2), steps_for({4: 0.5}, 0.2)
     (12.0, inf)
