@@ -28,14 +28,13 @@ with the commit that trained it; what is there is read, unless --train-again.
 
 import copy
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsgen_lib.bench import ROOT, bar, interval, kept
+from gsgen_lib.bench import ROOT, bar, interval, kept, median_seconds
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.distributions import kid
@@ -203,25 +202,17 @@ def speed(sampler: SplatDiffusion, guidance_scale: float, bars: list, steps: int
     """Part 3."""
     d, given = sampler.denoiser.config, sampler.condition(["a red mug"])
 
-    def seconds(call, times):
-        call()
-        taken = []
-        for _ in range(times):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-        return float(np.median(taken))
-
     def products(unet, x):  # on no device at all: there attention is counted, too
         with FlopCounterMode(display=False) as counter:
             copy.deepcopy(unet).to("meta")(*(y.to("meta") if y is not VIEWS else y for y in (x, VIEWS, embed, words)))
         return counter.get_total_flops() / 2e9
 
     def whole(interval=(0, 1000)):
-        return seconds(lambda: sampler.decode(sampler.draw(given, steps, guidance_scale, generator=gen(), interval=interval)), 9)
+        return median_seconds(lambda: sampler.decode(
+            sampler.draw(given, steps, guidance_scale, generator=gen(), interval=interval)), 9)
 
     scene, always = whole(INTERVAL), whole()
-    decoding = seconds(lambda: sampler.decode(torch.zeros(1, VIEWS, d.latent, d.cells, d.cells)), 5)
+    decoding = median_seconds(lambda: sampler.decode(torch.zeros(1, VIEWS, d.latent, d.cells, d.cells)), 5)
     rows = [{"what": f"latents, {steps} steps, guidance at times {INTERVAL}, decoded", "seconds, scene": f"{scene:.3f}",
              "seconds, decoding": f"{decoding:.3f}"},
             {"what": f"latents, {steps} steps, guidance always, decoded", "seconds, scene": f"{always:.3f}"}]
@@ -234,7 +225,7 @@ def speed(sampler: SplatDiffusion, guidance_scale: float, bars: list, steps: int
         def call(unet=unet, x=x):
             unet(x, VIEWS, embed, words)
 
-        one = seconds(call, 9 if size < 64 else 2)
+        one = median_seconds(call, 9 if size < 64 else 2)
         total = steps * one + (decoding if name == "latents" else 0)
         kind = f"{name}, {size} x {size}, {'with' if talk else 'without'} attention"
         rows.append({"what": kind, "seconds, step": f"{one:.4f}", "seconds, scene": f"{total:.2f}",

@@ -7,12 +7,10 @@ Median of repeated calls in this process, images of random numbers. LPIPS is LPI
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import torch
 
 from gsgen_lib import metrics
+from gsgen_lib.bench import median_seconds
 
 
 def main(size: int = 128, batch: int = 8, points: int = 2048, repeats: int = 15) -> dict:
@@ -29,21 +27,10 @@ def main(size: int = 128, batch: int = 8, points: int = 2048, repeats: int = 15)
     rows = []
     for score, name in ((metrics.psnr, "PSNR"), (metrics.ssim, "SSIM"), (metrics.lpips, metrics.lpips_name())):
         rows.append({"score": f"{name}, {size} x {size}",
-                     "one pair, ms": milliseconds(lambda s=score: s(pair[0, :1], pair[1, :1]), repeats),
+                     "one pair, ms": 1000 * median_seconds(lambda s=score: s(pair[0, :1], pair[1, :1]), repeats),
                      f"per pair, batch of {batch}, ms":
-                         milliseconds(lambda s=score: s(pair[0], pair[1]), repeats) / batch})
+                         1000 * median_seconds(lambda s=score: s(pair[0], pair[1]), repeats) / batch})
     a, b = torch.rand(2, points, 3, generator=generator)
     rows.append({"score": f"Chamfer, {points} points",
-                 "one pair, ms": milliseconds(lambda: metrics.chamfer(a, b), repeats)})
+                 "one pair, ms": 1000 * median_seconds(lambda: metrics.chamfer(a, b), repeats)})
     return {"name": "metrics", "rows": rows, "bars": []}
-
-
-def milliseconds(call, repeats: int) -> float:
-    """Median time of `call` after one call to warm up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)

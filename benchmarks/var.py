@@ -24,14 +24,13 @@ part: 1 to 6, or 0 for all. Means with 95 % intervals: bootstrap over objects, f
 over pictures of that of each, on white.
 """
 
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from gsgen_lib import bench
-from gsgen_lib.bench import ROOT, bar, interval, kept
+from gsgen_lib.bench import ROOT, bar, interval, kept, median_seconds
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.distributions import kid
@@ -364,13 +363,7 @@ def speed(one, latent) -> list[dict]:
     rgba = torch.rand(1, *[one.var.config.size] * 2, 4, generator=gen())
 
     def seconds(call):
-        call()
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-        return f"{np.median(taken):.3f}"
+        return f"{median_seconds(call):.3f}"
 
     scene = one.sample(rgba, camera, generator=gen())[0]
     return [{"what": "VAR, mean code", "seconds": seconds(lambda: one.var.reconstruct(rgba, camera))},

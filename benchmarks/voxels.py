@@ -15,7 +15,6 @@
 Means with 95 % intervals: bootstrap over objects.
 """
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsgen_lib import bench
-from gsgen_lib.bench import bar, interval
+from gsgen_lib.bench import bar, interval, median_seconds
 from gsgen_lib.data.captioned_views import on_background
 from gsgen_lib.data.multiview import load_views, toy_views
 from gsgen_lib.data.occupancy import occupancy
@@ -66,17 +65,6 @@ def white(rgba):
 def look(scene, cameras) -> torch.Tensor:
     """Pictures on white (V, S, S, 3) of one scene."""
     return rasterize(scene, cameras, (1.0, 1.0, 1.0)).rgb.clamp(0, 1)
-
-
-def seconds(call, times: int = 5) -> float:
-    """Median of so many calls, after one that is not counted."""
-    call()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
 
 
 # ---- 1, 2 · how empty, and the autoencoders ------------------------------------------------------------------------
@@ -151,7 +139,7 @@ def _few(scene, count: int):
 
 def speed(sampler: SparseVoxels, views: ViewSet, bars: list) -> list[dict]:
     """Part 3."""
-    whole = seconds(lambda: sampler.sample(["a red chair"], generator=gen()))
+    whole = median_seconds(lambda: sampler.sample(["a red chair"], generator=gen()))
     rows = [{"what": "one scene, 12 + 12 steps with guidance, Gaussians ready", "seconds": f"{whole:.2f}"}]
     bars.append(bar("one scene, seconds", whole, 3.0, most=True))
     net, r = sampler.flow_appearance, sampler.appearance.config.resolution
@@ -170,7 +158,7 @@ def speed(sampler: SparseVoxels, views: ViewSet, bars: list) -> list[dict]:
     with torch.no_grad():
         for name, lengths in asked.items():
             call = flow_call(lengths)
-            taken[name] = seconds(lambda call=call: net(*call), 3)
+            taken[name] = median_seconds(lambda call=call: net(*call), 3)
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products are counted
                 net(*call)
             rows.append({"what": f"one step of the appearance flow: {name}", "seconds": f"{taken[name]:.3f}",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gsgen_lib.raster.api import RenderInfo
 from gsgen_lib.raster.contribution import contributions_of_pairs
-from gsgen_lib.raster.projection import MAX_ALPHA
+from gsgen_lib.raster.reference import alpha_at
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 
@@ -90,8 +90,7 @@ def _contributions(meta: dict, colors: Tensor, target: Tensor, background: Tenso
     at = images * N + ids  # (K,) into B V N
     means, conics, opacities = (meta[k].reshape(-1, *meta[k].shape[3:])[at] for k in ("means2d", "conics", "opacities"))
     dx, dy = pixels % W + 0.5 - means[:, 0], pixels // W + 0.5 - means[:, 1]
-    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
-    alpha = (opacities * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
+    alpha = alpha_at(dx, dy, conics, opacities)
     behind = target.new_zeros(B, V, 3) if background is None else background
     behind = behind[:, :, None, None].expand(target.shape).reshape(-1, 3)
     found = contributions_of_pairs(images * (H * W) + pixels, at, alpha, colors.expand(B, V, N, 3).reshape(-1, 3), behind,

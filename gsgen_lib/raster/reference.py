@@ -29,15 +29,25 @@ from gsgen_lib.scene.gaussians import Gaussians
 TILE = 16
 
 
+def alpha_at(dx: Tensor, dy: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
+    """alpha of 2D Gaussians at offsets dx, dy (..., M) from their means, 0 where too faint; conics (M, 3), opacities (M,).
+
+    >>> alpha_at(torch.zeros(1), torch.zeros(1), torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([0.25]))
+    tensor([0.2500])
+    """
+    A, B, C = conics.unbind(-1)
+    sigma = 0.5 * (A * dx * dx + C * dy * dy) + B * dx * dy
+    alpha = (opacities * torch.exp(-sigma.clamp_min(0))).clamp_max(MAX_ALPHA)
+    return torch.where((alpha >= ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+
+
 def alphas(pixels: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
     """Of M depth-sorted 2D Gaussians at P pixel centres, (P, M), 0 where a Gaussian is too faint or the pixel was finished.
 
     pixels: (P, 2); means2d: (M, 2); conics: (M, 3); opacities: (M,).
     """
     dx, dy = (pixels[:, None, :] - means2d).unbind(-1)  # (P, M)
-    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
-    alpha = (opacities * torch.exp(-sigma.clamp_min(0))).clamp_max(MAX_ALPHA)
-    alpha = torch.where((alpha >= ALPHA_MIN) & (sigma >= 0), alpha, torch.zeros_like(alpha))
+    alpha = alpha_at(dx, dy, conics, opacities)
     with torch.no_grad():  # which Gaussians come before the pixel is finished
         alive = torch.cumprod(1 - alpha, 1) > T_MIN
     return torch.where(alive, alpha, torch.zeros_like(alpha))

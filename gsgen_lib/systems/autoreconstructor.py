@@ -240,18 +240,17 @@ def var_loss(model, config: AutoReconstructorConfig, truth: Tensor, cameras: Cam
     cells = config.size // 8
     noise = torch.randn(len(truth), config.latent, cells, cells, generator=generator).to(truth)
     scenes, mu, logvar = model(truth[:, 0], cameras[:1], noise, keep)
-    with torch.autocast(truth.device.type, enabled=False):  # a variance in half precision may fall below 0, and so SSIM break
-        out = rasterize(most_opaque(scenes, config.budget), cameras, (1.0, 1.0, 1.0), check=False)
-        white = on_background(truth, torch.ones(3))
-        off = (out.rgb - white).square()
-        kl = kl_to_normal(mu, logvar)
-        loss = config.weight_l2 * off.mean() + config.weight_alpha * (out.alpha - truth[..., 3:]).square().mean()
-        if config.weight_ssim:
-            loss = loss + config.weight_ssim * (1 - ssim(out.rgb, white, validate=False))
-        if config.variational:
-            loss = loss + config.weight_kl * kl
-        if weight_lpips:
-            loss = loss + weight_lpips * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1), validate=False)
+    out = rasterize(most_opaque(scenes, config.budget), cameras, (1.0, 1.0, 1.0), check=False)
+    white = on_background(truth, torch.ones(3))
+    off = (out.rgb - white).square()
+    kl = kl_to_normal(mu, logvar)
+    loss = config.weight_l2 * off.mean() + config.weight_alpha * (out.alpha - truth[..., 3:]).square().mean()
+    if config.weight_ssim:
+        loss = loss + config.weight_ssim * (1 - ssim(out.rgb, white, validate=False))
+    if config.variational:
+        loss = loss + config.weight_kl * kl
+    if weight_lpips:
+        loss = loss + weight_lpips * lpips(out.rgb.flatten(0, 1).clamp(0, 1), white.flatten(0, 1), validate=False)
     return {"loss": loss, "psnr": -10 * torch.log10(off[:, 1:].mean().detach().clamp_min(1e-9)), "kl": kl.detach()}
 
 

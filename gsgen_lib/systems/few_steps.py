@@ -34,6 +34,7 @@ from gsgen_lib.diffusion import (
     linear_betas,
     q_sample,
 )
+from gsgen_lib.training import seeded
 
 METHODS = ("flow", "ddim", "ddpm")
 ABAR = alphas_cumprod_of(linear_betas())  # (1000,), DDPM's own
@@ -82,9 +83,7 @@ def train_points(points: Tensor, ddpm: bool, steps: int = 2000, batch: int = 512
         raise ValueError(f"points: got shape {tuple(points.shape)}, wanted (N, D), N > 0, finite numbers")
     if steps < 1 or batch < 1:
         raise ValueError(f"steps, batch: got {steps}, {batch}, wanted at least 1 each")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = PointNet(points.shape[1])
+    net = seeded(lambda: PointNet(points.shape[1]), seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -137,8 +136,8 @@ def principal(x: Tensor, count: int = 32) -> Tensor:
 
 
 def steps_for(curve: dict[int, float], wanted: float) -> float:
-    """After how many steps a curve {steps: distance} first falls to `wanted`; inf if it never does. Between two of
-    them on the straight line of their logarithms.
+    """After how many steps a curve {steps: distance} first falls to `wanted`, between two points of it on the straight line of
+    their logarithms; inf if it never does.
 
     >>> steps_for({4: 0.5, 12: 0.2, 30: 0.1}, 0.2), steps_for({4: 0.5}, 0.2)
     (12.0, inf)

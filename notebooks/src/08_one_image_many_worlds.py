@@ -64,8 +64,7 @@ STARTED = time.perf_counter()
 FAST = True
 SEED = 0
 STEPS = 25
-OBJECTS = 12 if FAST else 48  # real test objects that are scored
-SMALL_STEPS = 200 if FAST else 1000  # of the two small trainings of section 3
+OBJECTS, SMALL_STEPS = (12, 200) if FAST else (48, 1000)  # test objects that are scored; steps of the trainings of section 3
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -92,9 +92,18 @@ def test_boxes_cover_what_is_occupied_and_look_outward():
     up = torch.linalg.cross(b - a, c - a)[:, 1] > 0
     lit = torch.from_numpy(mesh.colors[:, 0, 0])
     assert lit[up].min() > lit[~up].max()
+    assert voxel_mesh(grid, (0.2, 0.4, 0.8)).colors[up.numpy()][0, 0].tolist() == pytest.approx([0.2, 0.4, 0.8, 1.0])
 
 
 @pytest.mark.parametrize("grid", [torch.zeros(4, 4, 4, dtype=torch.bool), torch.ones(4, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)])
 def test_boxes_of_nothing_or_of_no_bits_are_refused(grid):
     with pytest.raises(ValueError, match="grid: got"):
         voxel_mesh(grid)
+
+
+@pytest.mark.parametrize("column", [0, 5])
+def test_one_number_that_is_none_is_refused(column):
+    points = sphere(20)
+    points[3, column] = float("nan")
+    with pytest.raises(ValueError, match="points: got positions or normals"):
+        occupancy(points, 8)

@@ -259,3 +259,18 @@ def test_chamfer_of_no_pairs_is_empty(nearest):
     for lead in ((0,), (2, 0)):
         got = metrics.chamfer(torch.zeros(*lead, 5, 3), torch.zeros(*lead, 4, 3), nearest=nearest)
         assert got.shape == lead and got.dtype == torch.float32
+
+
+def test_ssim_stays_out_of_half_precision():
+    """Nearly flat pictures, where a variance in half precision falls below 0: the control does."""
+    levels = torch.linspace(0.3, 0.9, 8)[:, None, None, None]
+    a = levels + 0.002 * torch.randn(8, 24, 24, 3, generator=torch.Generator().manual_seed(0))
+    b = a + 0.001 * torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    wanted = metrics.ssim(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = metrics.ssim(a, b)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted.item(), abs=1e-6)
+    half = a.bfloat16(), b.bfloat16()
+    assert metrics.ssim(*half).item() == pytest.approx(metrics.ssim(*(x.float() for x in half)).item(), abs=1e-6)
+    squares = a.bfloat16().square().mean((1, 2)).float() - a.bfloat16().mean((1, 2)).float().square()
+    assert squares.min() < 0

@@ -70,7 +70,7 @@ def test_autoencoders_are_asked_on_the_same_questions(toys, sampler, monkeypatch
 
 def test_time_is_taken_on_the_tokens_that_it_names(toys, sampler, monkeypatch):
     clock = iter([1.0, 2.0, 8.0, 3.0, 4.5])  # whole, sparse, dense, packed, padded
-    monkeypatch.setattr(voxels, "seconds", lambda call, times=5: (call(), next(clock))[1])
+    monkeypatch.setattr(voxels, "median_seconds", lambda call, times=5: (call(), next(clock))[1])
     rows = voxels.speed(sampler, toys, bars := [])
     cells = Voxels.from_grid(torch.stack([occupancy(p, R) for p in toys.points])).cells()[3]
     assert [row.get("tokens") for row in rows] == [None, sorted(cells)[1], (R // 2) ** 3, sum(cells), 2 * max(cells)]
@@ -205,3 +205,33 @@ def test_structure_arms_are_scored_on_both_sets(toys, monkeypatch, tmp_path):
     monkeypatch.setattr(few_steps, "load_structure", lambda folder: Same("both"))
     with pytest.raises(ValueError, match="network of another kind"):
         few_steps.structure_arm(tmp_path / "structure_dice_0", True, 0, False, {"toys": toys})
+
+
+def test_curves_of_latents_come_from_the_network_of_each_method(monkeypatch, tmp_path):
+    """Two flows that know the answer, one for each road: the right one arrives at the truth's mean, which has a known distance."""
+    monkeypatch.setattr(few_steps, "AT", (2,))
+    monkeypatch.setattr(few_steps, "LATENTS", 4)
+    config = {ddpm: FlowConfig(numbers=64, reach=4, width=24, heads=2, layers=1, ddpm=ddpm) for ddpm in (False, True)}
+    nets = {ddpm: VoxelFlow(c).requires_grad_(False) for ddpm, c in config.items()}
+    asked, cards = [], []
+    for ddpm, net in nets.items():
+        monkeypatch.setattr(net, "forward", lambda x, extra, places, lengths, t, given, d=ddpm: asked.append(
+            (d, len(lengths), bool(given.seen.any()))) or torch.zeros_like(x))
+
+    def card(out, again, **settings):
+        cards.append(settings)
+        return {"autoencoder_sha256": few_steps.pretrained.read_card(few_steps.pretrained.folder_of("voxel_structure"))[
+            "sha256"]["model.safetensors"], "command": "c", "hours": 1, "commit": "k", "machine": "m"}
+
+    small = toys_as_sets = [toy_views(6, 5, 64, 8, progress=False), toy_views(9, 6, 64, 8, progress=False)]
+    monkeypatch.setattr(few_steps, "trained", card)
+    monkeypatch.setattr(few_steps, "load_flow", lambda folder: nets["ddpm" in str(folder)])
+    monkeypatch.setattr(few_steps, "training_objects", lambda *words: (small, toys_as_sets[0]))
+    found = few_steps.latent_curves(tmp_path, 0, False)
+    assert [(c["part"], c["ddpm"]) for c in cards] == [("structure-flow", False), ("structure-flow", True)]
+    assert asked == [(False, 4, False)] * 2 + [(True, 4, False)] * 4  # flow, then ddim and ddpm; no picture is shown
+    assert found["command"] == "c" and found["commit"] == "k" and set(found["flow"]) == {"2"}
+    assert 0 < found["floor"] and found["flow"]["2"] > 0
+    monkeypatch.setattr(few_steps, "load_flow", lambda folder: nets[False])
+    with pytest.raises(ValueError, match="network of another kind"):
+        few_steps.latent_curves(tmp_path, 0, False)

@@ -109,3 +109,16 @@ def test_steps_for_a_distance():
 def test_bad_input_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_the_rate_falls_while_points_are_learned(monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def remember(self, *words, **more):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *words, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", remember)
+    train_points(torch.randn(20, 2, generator=gen()), False, 10, 4)
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * k / 10)) for k in range(10)])

@@ -1,9 +1,12 @@
 """Sparse voxels: scales of tokens, what each training is told, and input that does not fit."""
 
+import math
+
 import pytest
 import torch
 
 from gsgen_lib.data.occupancy import cells_of
+from gsgen_lib.nn.packed import place_waves
 from gsgen_lib.nn.sparse_grid import Voxels, structure_tokens
 from gsgen_lib.pretrained import load_network
 from gsgen_lib.scene.cameras import Cameras
@@ -190,6 +193,39 @@ def test_latents_of_appearance_are_those_of_its_pictures(folder):
     first = int(found["lengths"][:2 * len(sets[0])].sum())
     torch.testing.assert_close(found["mu"][first:first + len(wanted)].float(), wanted, atol=5e-3, rtol=5e-3)
     assert (vae.encode(one, torch.zeros(len(wanted), 33))[0] - wanted).abs().max() > 0.01
+
+
+def test_places_of_patches_are_heard():
+    """Four patches in another order are another picture; without places they are the same one."""
+    own = make_sampler()
+    net = own.flow_structure
+    for weight in net.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, 0.0, 0.2, generator=gen(1))
+    kernel = net.look[2].weight.data
+    kernel[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0.0  # no look across the borders of a patch
+    x, picture = torch.randn(8, 64, generator=gen()), torch.rand(1, 16, 16, 4, generator=gen(2))
+    apart = []
+    for size in (1.0, 0.0):
+        net.where.copy_(size * torch.randn(net.where.shape, generator=gen(3)))
+        one, other = (net(x, x[:, :0], torch.zeros(8, 3), (8,), torch.tensor([0.5]), own.condition([""], p))
+                      for p in (picture, picture.roll(8, 1)))  # by one patch
+        apart.append((one - other).abs().max().item())
+    assert apart[0] > 0.005 and apart[1] < 1e-5
+
+
+def test_waves_of_places_are_as_long_as_it_says():
+    turns = place_waves(torch.eye(3) * 4.0, 24, reach=5.0)  # one place a row, 4 along one axis
+    lengths = [4 * 5.0, 4.0]  # the longest, the shortest of four
+    x = turns[0].reshape(3, 4, 2)[0]  # x axis: (waves, cos and sin)
+    for row, length in zip((0, -1), lengths, strict=True):
+        assert x[row].tolist() == pytest.approx([math.cos(2 * math.pi * 4 / length), math.sin(2 * math.pi * 4 / length)], abs=1e-5)
+
+
+def test_a_log_variance_stays_in_its_bounds(voxels):
+    vae = make_sampler().appearance
+    vae.moments[-1].bias.fill_(99.0)
+    assert vae.encode(voxels, torch.zeros(len(voxels.coords), 33))[1].max() == 10
 
 
 # ---- input that does not fit ---------------------------------------------------------------------------------------
