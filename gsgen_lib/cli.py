@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train diffusion": ("gsgen_lib.systems.splat_diffusion_training", "train_splat_diffusion", "train the latent diffusion"),
     "train var": ("gsgen_lib.systems.autoreconstructor_training", "train_autoreconstructor", "train the AutoReconstructor"),
     "train codes": ("gsgen_lib.systems.code_training", "train_codes", "train the diffusion over its codes"),
+    "train density": ("gsgen_lib.systems.octree_density_training", "train_density", "train the octree density, three stages"),
     "train voxels": ("gsgen_lib.systems.sparse_voxels_training", "train_voxels", "train the four networks of sparse voxels"),
     "sample dreamgaussian": ("gsgen_lib.systems.dreamgaussian_sample", "sample_dreamgaussian",
                              "a prompt or a picture becomes Gaussians and a textured mesh"),

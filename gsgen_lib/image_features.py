@@ -129,21 +129,32 @@ def mobilenet_v2(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     torch.Size([1, 1280])
     """
 
-    def convolution(x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
-        weight = weights[f"{name}.weight"]
-        padding = weight.shape[-1] // 2  # 3 x 3 -> 1, 1 x 1 -> 0
-        return F.conv2d(x, weight, weights[f"{name}.bias"], stride, padding, groups=groups)
+    x = mobilenet_blocks(x, weights, len(blocks()))
+    x = F.relu6(_convolution(x, weights, "head"))  # (B, 1280, H / 32, W / 32)
+    return x.mean((2, 3))
 
-    x = F.relu6(convolution(x, "stem", stride=2))
-    for name, expansion, channels, out, stride in blocks():
+
+def mobilenet_blocks(x: Tensor, weights: dict[str, Tensor], count: int) -> Tensor:
+    """The map after the stem and `count` of the 17 blocks: x (B, 3, H, W), normalised -> (B, C, h, w), which keeps places.
+
+    >>> mobilenet_blocks(torch.zeros(1, 3, 64, 64), load_weights(), 3).shape
+    torch.Size([1, 24, 16, 16])
+    """
+    x = F.relu6(_convolution(x, weights, "stem", stride=2))
+    for name, expansion, channels, out, stride in blocks()[:count]:
         y = x
         if expansion > 1:
-            y = F.relu6(convolution(y, f"{name}.expand"))
-        y = F.relu6(convolution(y, f"{name}.depthwise", stride, groups=y.shape[1]))
-        y = convolution(y, f"{name}.project")
+            y = F.relu6(_convolution(y, weights, f"{name}.expand"))
+        y = F.relu6(_convolution(y, weights, f"{name}.depthwise", stride, groups=y.shape[1]))
+        y = _convolution(y, weights, f"{name}.project")
         x = x + y if stride == 1 and channels == out else y
-    x = F.relu6(convolution(x, "head"))  # (B, 1280, H / 32, W / 32)
-    return x.mean((2, 3))
+    return x
+
+
+def _convolution(x: Tensor, weights: dict[str, Tensor], name: str, stride: int = 1, groups: int = 1) -> Tensor:
+    weight = weights[f"{name}.weight"]
+    padding = weight.shape[-1] // 2  # 3 x 3 -> 1, 1 x 1 -> 0
+    return F.conv2d(x, weight, weights[f"{name}.bias"], stride, padding, groups=groups)
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:

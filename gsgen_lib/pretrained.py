@@ -44,6 +44,8 @@ CHECKPOINTS: dict[str, tuple] = {
                                     ("appearance", "sparse_voxels", "load_appearance"),
                                     ("structure-flow", "sparse_voxels_flow", "load_flow"),
                                     ("appearance-flow", "sparse_voxels_flow", "load_flow"))},
+    "octree_density": ("gsgen_lib.systems.octree_density", "load_octree_density",
+                       "gsgen_lib.systems.octree_density_training:train_density"),
 }
 
 
