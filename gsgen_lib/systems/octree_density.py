@@ -16,7 +16,7 @@ each. P is free: one code gives 256 Gaussians or 8,192. Three trainings, one aft
    min(d, 0); |d| at most its 0.9 quantile; less the mean over anchors. It becomes the gradient of log q(x_j) (`Worth`).
 
     u = distance to the 4 nearest anchors,   offset = u s .75 tanh(r + atanh((2 h_k - 1) / 1.5)),   s = softplus(r_s + .54)
-    scales^2 = (u softplus(r - .43))^2 + .0009^2, opacity = sigmoid(r - 2.2),  color = sigmoid(r),  quats = (1,0,0,0) + .1 r
+    scales^2 = (u softplus(r - .43))^2 + .0009^2, opacity = sigmoid(r - 2.2), color = sigmoid(r), quats = (1,0,0,0) + r/10
 
 `regularisers`: volume (1), 1 - opacity (.001), and sphere (100): the K Gaussians of an anchor have their middle there, and none is
 farther away than the next anchors. Taught in notebook 10. Source: DeG (2605.16355), released code. Ours: u (theirs is .05
