@@ -67,8 +67,8 @@ def visible_points(points: Tensor, normals: Tensor, cameras: Cameras, cells: int
     """Which camera sees which point: (B, V, P) of bool. points, normals (B, P, 3); cameras of batch (B,), V views.
 
     A view sees a point of the surface if its normal turns to the camera and no other point lies more than `depth` before it, in
-    the same one of cells x cells parts of the picture. (Of 2,048 points of a toy, ray casting says, it finds 85 % of what is seen,
-    and 94 % of what it finds is.)
+    the same one of cells x cells parts of the picture. (Of 2,048 points of a toy, ray casting says, it finds 85 % of what is
+    seen, and 94 % of what it finds is.)
 
     >>> cameras = Cameras.stack([Cameras.orbit(2)])  # before and behind
     >>> points = torch.tensor([[[0.0, 0, 0.3], [0, 0, -0.3]]])

@@ -18,8 +18,8 @@ each. P is free: one code gives 256 Gaussians or 8,192. Three trainings, one aft
     u = distance to the 4 nearest anchors,   offset = u s .75 tanh(r + atanh((2 h_k - 1) / 1.5)),   s = softplus(r_s + .54)
     scales^2 = (u softplus(r - .43))^2 + .0009^2, opacity = sigmoid(r - 2.2), color = sigmoid(r), quats = (1,0,0,0) + r/10
 
-`regularisers`: volume (1), 1 - opacity (.001), and sphere (100): the K Gaussians of an anchor have their middle there, and none is
-farther away than the next anchors. Taught in notebook 10. Source: DeG (2605.16355), released code. Ours: u (theirs is .05
+`regularisers`: volume (1), 1 - opacity (.001), and sphere (100): the K Gaussians of an anchor have their middle there, and none
+is farther away than the next anchors. Taught in notebook 10. Source: DeG (2605.16355), released code. Ours: u (theirs is .05
 whatever P), the alpha term, the form of the sphere, P random in stage 2 as well, and background in the contribution.
 """
 

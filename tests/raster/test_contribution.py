@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gsgen_lib.raster import rasterize
-from gsgen_lib.raster.contribution import contributions_of_pairs
+from gsgen_lib.raster.contribution import contributions, contributions_of_pairs, most_worth
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
 from tests.raster.oracle import render_one
@@ -153,3 +153,57 @@ def test_nothing_visible_is_worth_nothing():
 def test_a_target_that_does_not_fit_is_named(target):
     with pytest.raises(ValueError, match="target: got"):
         rasterize(scene_of(), cameras_of(1), target=target)
+
+
+# ---- what they are good for ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_contributions_are_those_of_a_backward_pass_and_leave_no_gradient(engine):
+    dtype = torch.float64 if engine == "reference" else torch.float32
+    g, cameras, background = leaf(scene_of(dtype=dtype)), cameras_of(dtype=dtype), BACKGROUNDS["random"].to(dtype)
+    target = torch.rand(2, H, W, 3, generator=gen(9), dtype=dtype)
+    with torch.no_grad():
+        found = contributions(g, cameras, target, background, engine)
+    want = brute(*(x.to(torch.float64) for x in (g.detach(), cameras)), background.double(), target.double())
+    assert torch.allclose(found.double(), want, rtol=1e-3 if engine == "auto" else 1e-9, atol=1e-4 if engine == "auto" else 1e-10)
+    assert g.means.grad is None and not found.requires_grad
+
+
+def test_of_twins_one_is_kept():
+    """Two pairs of opaque twins: in rounds one of each pair stays, and the picture with it; in one round that is luck. A third,
+    faint Gaussian alone in its place is the first to go."""
+    pair = replace(Gaussians.random(2, generator=gen()), opacities=torch.tensor([0.95, 0.95]), scales=torch.full((2, 3), 0.08),
+                   means=torch.tensor([[-0.2, 0.0, 0.0], [0.2, 0.0, 0.0]]), colors=torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
+    faint = replace(pair.select(torch.tensor([0])), means=torch.tensor([[0.0, 0.3, 0.0]]),
+                    opacities=torch.tensor([0.03]))
+    scene, cameras = Gaussians.cat([pair, pair, faint]), Cameras.orbit(3, width=32, height=32)
+    target = rasterize(scene, cameras, (1.0, 1.0, 1.0)).rgb
+    left = most_worth(scene, cameras, target, 2, (1.0, 1.0, 1.0))
+    assert sorted(left.means[:, 0].tolist()) == pytest.approx([-0.2, 0.2])
+    assert (rasterize(left, cameras, (1.0, 1.0, 1.0)).rgb - target).abs().max() < 0.26  # x - x^2 at a flank
+    without = scene.select(torch.tensor([0, 2, 4]))  # both blue ones are gone
+    assert (rasterize(without, cameras, (1.0, 1.0, 1.0)).rgb - target).abs().max() > 0.9
+    assert most_worth(scene, cameras, target, 4, (1.0, 1.0, 1.0)).opacities.min() > 0.9 and most_worth(scene, cameras, target, 5).num == 5
+
+
+def test_pruning_by_worth_keeps_more_of_the_picture_than_by_opacity():
+    g = replace(scene_of(60, dtype=torch.float32), opacities=torch.rand(60, generator=gen(3)))
+    cameras = Cameras.orbit(4, width=32, height=32)
+    target = rasterize(g, cameras, (1.0, 1.0, 1.0)).rgb
+
+    def off(scene):
+        return (rasterize(scene, cameras, (1.0, 1.0, 1.0)).rgb - target).abs().mean().item()
+
+    for count in (10, 20, 30):
+        rounds, once = (off(most_worth(g, cameras, target, count, (1.0, 1.0, 1.0), r)) for r in (20, 1))
+        opaque = off(g.select(g.opacities.argsort(descending=True)[:count]))
+        assert rounds < once + 1e-6 and rounds < 0.9 * opaque
+
+
+@pytest.mark.parametrize("change", [dict(count=0), dict(count=13), dict(count=2.0), dict(rounds=0)])
+def test_most_worth_refuses(change):
+    g, cameras = scene_of(dtype=torch.float32), cameras_of(dtype=torch.float32)
+    given = dict(gaussians=g, cameras=cameras, target=torch.rand(2, H, W, 3), count=3) | change
+    with pytest.raises(ValueError, match="gaussians, count, rounds: got"):
+        most_worth(**given)
