@@ -25,6 +25,7 @@ resampling schemes for particle filtering", 2005.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsgen_lib.nn.packed import attend_packed, place_waves
+from gsgen_lib.nn.packed import attend_packed, place_waves, reach_slopes
 
 WAYS = ("systematic", "residual", "iid")
 
@@ -104,7 +105,9 @@ class DensityNet(nn.Module):
     """f: `forward(context (B, M, width), nodes)` -> log-probabilities (T, 8) of the children.
 
     A node asks the tokens of its object by cross-attention, in `layers` rounds; it does not hear other nodes, so its answer does
-    not depend on which others are asked. One network for all levels: the level shifts, scales and gates (adaLN). New, it is even.
+    not depend on which others are asked. near: it asks tokens that are near more, over reaches of its level that are learned;
+    then `places` (B, M, 3) of the tokens are to be given. One network for all levels: the level shifts, scales and gates (adaLN).
+    New, it is even.
 
     >>> net = DensityNet(depth=3, width=12, heads=2, layers=1)
     >>> nodes, _ = masses(torch.rand(2, 5, 3) - 0.5, 3)
@@ -112,11 +115,13 @@ class DensityNet(nn.Module):
     True
     """
 
-    def __init__(self, depth: int, width: int, heads: int, layers: int):
+    def __init__(self, depth: int, width: int, heads: int, layers: int, near: bool = False):
         super().__init__()
         check_depth(depth)
         self.depth, self.heads, self.width = depth, heads, width
         self.enter, self.level = nn.Linear(width, width), nn.Embedding(depth, width)
+        slopes = [(reach_slopes(heads) + 2 * math.log(0.4 * 2**level)).clamp(max=math.log(200.0)) for level in range(depth)]
+        self.slopes = nn.Parameter(torch.stack(slopes)) if near else None  # logarithms; reaches of an eighth of a node to one
         self.blocks = nn.ModuleList([nn.ModuleDict({
             "ask": nn.Linear(width, width), "read": nn.Linear(width, 2 * width), "tell": nn.Linear(width, width),
             "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
@@ -129,16 +134,18 @@ class DensityNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, context: Tensor, nodes: Nodes) -> Tensor:
+    def forward(self, context: Tensor, nodes: Nodes, places: Tensor | None = None) -> Tensor:
         lengths, tokens = nodes.lengths(len(context)), (context.shape[1],) * len(context)
-        waves = place_waves(nodes.centres() * 2**self.depth, self.width, 2 ** (self.depth - 1))
+        at = nodes.centres()
+        near = None if self.slopes is None else (at, places.flatten(0, 1), self.slopes.exp()[nodes.level])
+        waves = place_waves(at * 2**self.depth, self.width, 2 ** (self.depth - 1))
         x = self.enter(waves.to(context))
         for block in self.blocks:
             each = block["adapt"](F.silu(self.level.weight))[nodes.level]  # (T, 6 width)
             shift1, scale1, shift2, scale2, gate1, gate2 = each.chunk(6, -1)
             k, v = block["read"](context).flatten(0, 1).chunk(2, -1)
             asked = block["ask"](F.layer_norm(x, x.shape[1:]) * (1 + scale1) + shift1)
-            x = x + gate1 * block["tell"](attend_packed(asked, k, v, self.heads, lengths, tokens))
+            x = x + gate1 * block["tell"](attend_packed(asked, k, v, self.heads, lengths, tokens, near))
             x = x + gate2 * block["mlp"](F.layer_norm(x, x.shape[1:]) * (1 + scale2) + shift2)
         return self.head(F.layer_norm(x, x.shape[1:])).float().log_softmax(-1)
 

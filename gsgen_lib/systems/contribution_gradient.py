@@ -26,7 +26,7 @@ from gsgen_lib.point_features import point_features
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
 from gsgen_lib.scene.gaussians import Gaussians
-from gsgen_lib.systems.octree_density import DensityConfig, gaussians_of, unit_of
+from gsgen_lib.systems.octree_density import PLACE, DensityConfig, gaussians_of, unit_of
 from gsgen_lib.systems.splat_vae import kl_to_normal
 
 __all__ = ["How", "Worth", "appearance_loss", "structure_loss", "tamed", "worth_of_anchors"]
@@ -117,7 +117,7 @@ def structure_loss(model, config: DensityConfig, points: Tensor, rgba: Tensor, c
     """Stage 1, for surface points (B, P, 9) and the views they are read from, (B, V, S, S, 4): {"loss", "structure", "kl"};
     structure: KL(p | q) to the leaves of the points."""
     found, structure = _step(model, config, points, rgba, cameras, tokens, 0, generator, points.shape[1])
-    kl = kl_to_normal(found["mu"], found["logvar"])
+    kl = kl_of(config, found)
     return {"loss": structure + config.kl_structure * kl, "structure": structure.detach(), "kl": kl.detach()}
 
 
@@ -140,12 +140,18 @@ def appearance_loss(model, config: DensityConfig, points: Tensor, rgba: Tensor, 
         loss = loss + config.weight_ssim * (1 - ssim(out[0], wanted, validate=False))
     if config.weight_lpips:
         loss = loss + config.weight_lpips * lpips(out[0].flatten(0, 1).clamp(0, 1), wanted.flatten(0, 1), validate=False)
-    kl = kl_to_normal(found["mu"], found["logvar"])
+    kl = kl_of(config, found)
     loss = loss + config.weight_volume * scene.scales.prod(-1).mean() + config.weight_opacity * (1 - scene.opacities).mean() \
         + config.weight_sphere * sphere(scene, points_at, unit) \
         + config.weight_structure * structure + config.kl_appearance * kl
     off = (out[0] - wanted).square().mean().detach()
     return {"loss": loss, "psnr": -10 * torch.log10(off.clamp_min(1e-9)), "structure": structure.detach(), "kl": kl.detach()}
+
+
+def kl_of(config: DensityConfig, found: dict) -> Tensor:
+    """KL to the standard normal of the numbers of a code that the network chooses, per number."""
+    free = slice(PLACE if config.placed else 0, None)
+    return kl_to_normal(found["mu"][..., free], found["logvar"][..., free])
 
 
 def sphere(scene: Gaussians, points: Tensor, unit: Tensor) -> Tensor:

@@ -18,15 +18,20 @@ each. P is free: one code gives 256 Gaussians or 8,192. Three trainings, one aft
     u = distance to the 4 nearest anchors,   offset = u s .75 tanh(r + atanh((2 h_k - 1) / 1.5)),   s = softplus(r_s + .54)
     scales^2 = (u softplus(r - .43))^2 + .0009^2, opacity = sigmoid(r - 2.2), color = sigmoid(r), quats = (1,0,0,0) + r/10
 
+A token of the code is one of the surface points that lie farthest apart; its first three numbers say where (`placed`), and near
+things hear more of it (`PackedBlock`). Without that the density of notebook 10 had learned little of the shape after 800 steps.
+
 `regularisers`: volume (1), 1 - opacity (.001), and sphere (100): the K Gaussians of an anchor have their middle there, and none
 is farther away than the next anchors. Taught in notebook 10. Source: DeG (2605.16355), released code. Ours: u (theirs is .05
-whatever P), the alpha term, the form of the sphere, P random in stage 2 as well, and background in the contribution.
+whatever P), places and nearness, the alpha term, the form of the sphere, P random in stage 2 as well, and background in the
+contribution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +49,16 @@ from gsgen_lib.systems.sparse_voxels import hammersley
 
 NUMBERS = 15  # of a Gaussian: offset 3 and its reach 1, scales 3, opacity 1, quaternion 4, colour 3
 SMALLEST = 9e-4
+PLACE, SPREAD, SURE = 3, 0.25, -12.0  # numbers that say where a token lies, in units of SPREAD, with this log variance
 FINEST = 64.0  # the shortest wave of a place is 4 / FINEST: surface points and anchors
 
 
 @dataclass(frozen=True)
 class DensityConfig:
     """depth: L levels; tokens: M of a code, unless said; latent: numbers of a token; width, a multiple of 6 and of heads; layers
-    of encoder, of what both decoders read, of density and of attributes; gaussians: K of an anchor; spaced: offsets and sizes in
-    units of the distance between anchors, else of .05; features: maps that points read, by +; weights: of the losses."""
+    of encoder, of what both decoders read, of density and of attributes; gaussians: K of an anchor; placed: a token says where it
+    lies; spaced: offsets and sizes in units of the distance between anchors, else of .05; features: maps that points read, by +;
+    weights: of the losses."""
 
     depth: int = 6
     tokens: int = 96
@@ -61,6 +68,7 @@ class DensityConfig:
     layers: tuple[int, int, int, int] = (3, 2, 2, 4)
     gaussians: int = 4
     spaced: bool = True
+    placed: bool = True
     features: str = "rgb+mobilenet"
     weight_ssim: float = 0.2
     weight_lpips: float = 0.2
@@ -84,6 +92,13 @@ class DensityConfig:
         return tuple(self.features.split("+"))
 
 
+class Context(NamedTuple):
+    """What decoders read of a code: tokens (B, M, width), places (B, M, 3) or None."""
+
+    tokens: Tensor
+    places: Tensor | None
+
+
 class OctreeDensity(nn.Module):
     """`encode` surface points and pictures to a code; `decode` the code to as many Gaussians as wanted.
 
@@ -100,13 +115,14 @@ class OctreeDensity(nn.Module):
         self.config, w, heads = config, config.width, config.heads
         encoder, trunk, density, attributes = config.layers
         self.read = nn.Linear(width_of(config.names) + 3, w)  # features and normal of a point
-        self.encoder = nn.ModuleList([PackedBlock(w, heads, 0, w) for _ in range(encoder)])
-        self.moments = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 2 * config.latent))
-        self.begin = nn.Linear(config.latent, w)
-        self.trunk = nn.ModuleList([PackedBlock(w, heads) for _ in range(trunk)])
-        self.density = DensityNet(config.depth, w, heads, density)
+        near, own = config.placed, config.latent - PLACE * config.placed  # numbers that the network is free to choose
+        self.encoder = nn.ModuleList([PackedBlock(w, heads, 0, w, near) for _ in range(encoder)])
+        self.moments = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 2 * own))
+        self.begin = nn.Linear(own, w)
+        self.trunk = nn.ModuleList([PackedBlock(w, heads, 0, 0, near) for _ in range(trunk)])
+        self.density = DensityNet(config.depth, w, heads, density, near)
         self.enter = nn.Linear(w + 1, w)
-        self.attributes = nn.ModuleList([PackedBlock(w, heads, 0, w) for _ in range(attributes)])
+        self.attributes = nn.ModuleList([PackedBlock(w, heads, 0, w, near) for _ in range(attributes)])
         self.leave = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, config.gaussians * NUMBERS))
         nn.init.zeros_(self.leave[-1].weight)
         nn.init.zeros_(self.leave[-1].bias)
@@ -130,39 +146,46 @@ class OctreeDensity(nn.Module):
     def encode_features(self, points: Tensor, features: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The same from features (B, P, F) of the points, and numbers (B, M) of those that become tokens."""
         x = self.read(torch.cat([features, points[..., 3:6]], -1)) + waves(points[..., :3], self.config.width)  # (B, P, width)
-        y = x.gather(1, queries[..., None].expand(-1, -1, x.shape[2]))
-        y = through(self.encoder, y, x)
-        mu, logvar = self.moments(y).float().chunk(2, -1)
-        return mu, logvar.clamp(-20, 10)
+        rows = queries[..., None].expand(-1, -1, x.shape[2])
+        places = points[..., :3].gather(1, rows[..., :3])  # (B, M, 3)
+        y = through(self.encoder, x.gather(1, rows), places, x, points[..., :3])
+        mu, logvar = (found.float() for found in self.moments(y).chunk(2, -1))
+        logvar = logvar.clamp(-20, 10)
+        if self.config.placed:
+            mu, logvar = torch.cat([places / SPREAD, mu], -1), torch.cat([torch.full_like(places, SURE), logvar], -1)
+        return mu, logvar
 
-    def context(self, z: Tensor) -> Tensor:
-        """What both decoders read of a code (B, M, latent): (B, M, width)."""
+    def context(self, z: Tensor) -> Context:
+        """What both decoders read of a code (B, M, latent)."""
         if z.ndim != 3 or z.shape[2] != self.config.latent or not z.shape[1]:
             raise ValueError(f"z: got {tuple(z.shape)}, wanted (B, M, {self.config.latent}), M >= 1")
-        return through(self.trunk, self.begin(z))
+        if not self.config.placed:
+            return Context(through(self.trunk, self.begin(z)), None)
+        places = z[..., :PLACE] * SPREAD
+        return Context(through(self.trunk, self.begin(z[..., PLACE:]) + waves(places, self.config.width), places), places)
 
     # ---- places ----
 
-    def anchors(self, context: Tensor, count: int, how: str = "systematic", generator: torch.Generator | None = None) -> Anchors:
+    def anchors(self, context: Context, count: int, how: str = "systematic", generator: torch.Generator | None = None) -> Anchors:
         """P = `count` anchors of each object, and log q of each."""
-        return sample(lambda nodes: self.density(context, nodes), self.config.depth, len(context), count, how, generator,
-                      context.device)
+        return sample(lambda nodes: self.density(context.tokens, nodes, context.places), self.config.depth, len(context.tokens),
+                      count, how, generator, context.tokens.device)
 
-    def log_q(self, context: Tensor, points: Tensor) -> Tensor:
+    def log_q(self, context: Context, points: Tensor) -> Tensor:
         """(B,) mean of log q of the leaves that hold points (B, P, 3)."""
-        return log_q(lambda nodes: self.density(context, nodes), points, self.config.depth)
+        return log_q(lambda nodes: self.density(context.tokens, nodes, context.places), points, self.config.depth)
 
     # ---- Gaussians ----
 
-    def splats(self, context: Tensor, points: Tensor) -> Gaussians:
+    def splats(self, context: Context, points: Tensor) -> Gaussians:
         """(B, P K) Gaussians of anchors (B, P, 3), those of an anchor together."""
         return gaussians_of(points, unit_of(self.config, points), self.numbers(context, points))
 
-    def numbers(self, context: Tensor, points: Tensor) -> Tensor:
+    def numbers(self, context: Context, points: Tensor) -> Tensor:
         """(B, P, K, NUMBERS), what the equations of the header call r."""
         near = (spacing(points).clamp(0.002, 1.0) / 0.05).log()[..., None]
-        x = self.enter(torch.cat([waves(points, self.config.width), near], -1).to(context))
-        return self.leave(through(self.attributes, x, context)).float().unflatten(-1, (self.config.gaussians, NUMBERS))
+        x = self.enter(torch.cat([waves(points, self.config.width), near], -1).to(context.tokens))
+        return self.leave(through(self.attributes, x, points, *context)).float().unflatten(-1, (self.config.gaussians, NUMBERS))
 
     def decode(self, latent: Tensor, budget: int, generator: torch.Generator | None = None, how: str = "systematic") -> Gaussians:
         """N = `budget` Gaussians of each code (B, M, latent): (B, N). ValueError for a budget that is no multiple of K."""
@@ -196,13 +219,14 @@ def waves(points: Tensor, width: int) -> Tensor:
     return place_waves(points.flatten(0, 1) * FINEST, width, FINEST / 2).unflatten(0, points.shape[:2])
 
 
-def through(blocks: nn.ModuleList, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """x (B, n, width) through transformer blocks that also read context (B, m, width)."""
+def through(blocks: nn.ModuleList, x: Tensor, places: Tensor | None = None, context: Tensor | None = None,
+            there: Tensor | None = None) -> Tensor:
+    """x (B, n, width), at places (B, n, 3), through transformer blocks that also read context (B, m, width), at `there`."""
     b, n = x.shape[:2]
-    more = () if context is None else (None, context.flatten(0, 1), (context.shape[1],) * b)
-    x = x.flatten(0, 1)
+    more = (None, None, None) if context is None else (None, context.flatten(0, 1), (context.shape[1],) * b)
+    x, at = x.flatten(0, 1), tuple(p.flatten(0, 1) for p in (places, there) if p is not None)
     for block in blocks:
-        x = block(x, (n,) * b, *more)
+        x = block(x, (n,) * b, *more, at)
     return x.unflatten(0, (b, n))
 
 

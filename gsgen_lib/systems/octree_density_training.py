@@ -88,13 +88,13 @@ def train_density(out: Path | None = None, part: str = "all", preset: str = "cpu
                   start: str | None = None, worth: str = "exact", anchors: str = "density", background: bool = True,
                   clamp: bool = True, clip: float = 0.9, depth: int | None = None, gaussians: int | None = None,
                   weight_sphere: float | None = None, weight_structure: float | None = None, spaced: bool = True,
-                  seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
+                  placed: bool = True, seed: int = 0, minutes: float | None = None, device: str | None = None) -> dict:
     """Train one of the PARTS, or all; returns the card of the last, {} if `minutes` (of each) ended it before its last step.
 
     out: folder, runs/octree_density if not given; a training that was interrupted goes on. start: the network that part
     "appearance" or "joint" begins with, a shipped name or a folder. worth, background, clamp, clip: of stage 3, see `How`, "none"
     for the same stage without; anchors: "surface" for points of the surface instead of samples; depth, gaussians, weights,
-    spaced: of the network, see `DensityConfig`, where it begins.
+    spaced, placed: of the network, see `DensityConfig`, where it begins.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
@@ -113,10 +113,10 @@ def train_density(out: Path | None = None, part: str = "all", preset: str = "cpu
     said = {"steps": steps, "start": start, "worth": None if worth == "exact" else worth,
             "anchors": None if anchors == "density" else anchors, "clip": None if clip == 0.9 else clip, "depth": depth,
             "gaussians": gaussians, "weight_sphere": weight_sphere, "weight_structure": weight_structure, "seed": seed or None}
-    switches = (("background", background), ("clamp", clamp), ("spaced", spaced))
+    switches = (("background", background), ("clamp", clamp), ("spaced", spaced), ("placed", placed))
     flags = "".join(f" --no-{name}" for name, on in switches if not on)
     changed = {"depth": depth, "gaussians": gaussians, "weight_sphere": weight_sphere, "weight_structure": weight_structure,
-               "spaced": None if spaced else False}
+               "spaced": None if spaced else False, "placed": None if placed else False}
     new = DensityConfig(**p["network"] | {k: v for k, v in changed.items() if v is not None})
     sets, shown = training_objects(p, p["size"], seed, out.parent)
     card, command = {}, f"gsgen train density --part {part} --preset {preset}{options(said)}{flags}"

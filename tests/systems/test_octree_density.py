@@ -14,7 +14,7 @@ from gsgen_lib.scene.gaussians import Gaussians
 from gsgen_lib.systems import contribution_gradient as cg
 from gsgen_lib.systems import octree_density_training as training
 from gsgen_lib.systems.contribution_gradient import How, Worth, appearance_loss, sphere, structure_loss, tamed, worth_of_anchors
-from gsgen_lib.systems.octree_density import NUMBERS, DensityConfig, OctreeDensity, gaussians_of, load_octree_density, offsets
+from gsgen_lib.systems.octree_density import NUMBERS, Context, DensityConfig, OctreeDensity, gaussians_of, load_octree_density, offsets
 from gsgen_lib.training import seeded
 
 SMALL = dict(depth=3, tokens=8, width=24, heads=2, layers=(1, 1, 1, 1))
@@ -74,7 +74,7 @@ def test_objects_do_not_mix(toys, code):
     assert torch.allclose(alone, code[1:], atol=1e-4)
     context = model.context(code)
     points = model.anchors(context, 20, generator=gen()).points
-    both, one = model.splats(context, points), model.splats(context[1:], points[1:])
+    both, one = model.splats(context, points), model.splats(Context(*(x[1:] for x in context)), points[1:])
     assert torch.allclose(both.means[1:], one.means, atol=1e-5) and torch.allclose(both.colors[1:], one.colors, atol=1e-5)
     assert (both.colors[0] - both.colors[1]).abs().max() > 1e-3
 
