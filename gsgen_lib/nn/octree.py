@@ -123,8 +123,8 @@ class DensityNet(nn.Module):
         slopes = [(reach_slopes(heads) + 2 * math.log(0.4 * 2**level)).clamp(max=math.log(200.0)) for level in range(depth)]
         self.slopes = nn.Parameter(torch.stack(slopes)) if near else None  # logarithms; reaches of an eighth of a node to one
         self.blocks = nn.ModuleList([nn.ModuleDict({
-            "ask": nn.Linear(width, width), "read": nn.Linear(width, 2 * width), "tell": nn.Linear(width, width),
-            "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+            "ask": nn.Linear(width, width), "read": nn.Linear(width, 2 * width), "tell": nn.Linear(width + 3 * heads * near,
+            width), "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
             "adapt": nn.Linear(width, 6 * width)}) for _ in range(layers)])
         for block in self.blocks:
             nn.init.zeros_(block["adapt"].weight)

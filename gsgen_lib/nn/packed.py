@@ -55,8 +55,8 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[in
     """Attention of each object's tokens q (T, C) over its own k, v (T', C), whose lengths are `others` (as those of q if not
     given): (T, C).
 
-    near: places x (T, 3) and p (T', 3), and slopes s >= 0, (heads,) or (T, heads): the nearer the more, by -s |x - p|^2 before
-    the softmax.
+    near: places x (T, 3) and p (T', 3), and slopes s > 0, (heads,) or (T, heads): the nearer the more, by -s |x - p|^2 before the
+    softmax; then the result is (T, C + 3 heads): after it, for each head, sqrt(s) (mean of p - x), by the weights of the softmax.
 
     >>> x = torch.randn(5, 8)
     >>> together = attend_packed(x, x, x, 2, (2, 3))
@@ -70,18 +70,23 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[in
             if near is not None:
                 q, k, v = with_places(q, k, v, heads, *near)
             found = attend_packed_as(q, k, v, heads, lengths, others, width)
-        return (found if near is None else found.unflatten(1, (heads, -1))[..., :width].flatten(1)).to(kind)
+            if near is not None:
+                found, where = found.unflatten(1, (heads, -1)).split((width, 4), -1)
+                where = (where[..., :3] - near[0][:, None]) * near[2].expand(len(q), heads)[..., None].sqrt()
+                found = torch.cat([found.flatten(1), where.flatten(1)], 1)
+        return found.to(kind)
     return attend_packed_as(q, k, v, heads, lengths, others, width)
 
 
 def with_places(q: Tensor, k: Tensor, v: Tensor, heads: int, x: Tensor, p: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
     """q, k, v with four numbers more in each head, so that q k / sqrt(width) falls by slope |x - p|^2 (up to a number that is the
-    same for all p): q gets sqrt(width) slope (2 x, -1), k gets (p, |p|^2), v zeros."""
+    same for all p): q gets sqrt(width) slope (2 x, -1), k gets (p, |p|^2), v gets (p, 0)."""
     q, k, v = (one.unflatten(1, (heads, -1)) for one in (q, k, v))  # (T, heads, C / heads)
     slope = (slope.expand(len(q), heads) * q.shape[2] ** 0.5)[..., None]
     more_q = torch.cat([2 * x, -torch.ones_like(x[:, :1])], 1)[:, None] * slope
     more_k = torch.cat([p, p.square().sum(1, keepdim=True)], 1)[:, None].expand(-1, heads, -1)
-    return tuple(torch.cat(pair, 2).flatten(1) for pair in ((q, more_q), (k, more_k.to(k)), (v, torch.zeros_like(more_k).to(v))))
+    more_v = torch.cat([p, torch.zeros_like(p[:, :1])], 1)[:, None].expand(-1, heads, -1)
+    return tuple(torch.cat([one, more.to(one)], 2).flatten(1) for one, more in ((q, more_q), (k, more_k), (v, more_v)))
 
 
 def attend_packed_as(q: Tensor, k: Tensor, v: Tensor, heads: int, lengths: tuple[int, ...], others: tuple[int, ...],
@@ -119,7 +124,8 @@ class PackedBlock(nn.Module):
 
     embed: width of the vector (B, embed) of each object that shifts, scales and gates, 0 for plain norms; context: of the
     tokens (L, context), packed with lengths of their own, that are read as well, 0 for none; near: tokens hear more of those that
-    are near, each head over a reach of its own, learned from `REACHES`; then `places` (T, 3) and (L, 3) are to be given.
+    are near, each head over a reach of its own, learned from `REACHES`, and where these lie; then `places` (T, 3) and (L, 3) are
+    to be given.
 
     >>> block = PackedBlock(8, 2, embed=4, context=6)
     >>> x = torch.randn(5, 8)
@@ -132,7 +138,8 @@ class PackedBlock(nn.Module):
         self.slopes = nn.Parameter(reach_slopes(heads).expand(2, -1).clone()) if near else None  # logarithms: of self, of context
         self.heads, adaptive = heads, bool(embed)
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=not adaptive) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        heard = width + 3 * heads * near
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(heard, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.adapt = nn.Linear(embed, 6 * width) if adaptive else None
         if adaptive:
@@ -140,7 +147,7 @@ class PackedBlock(nn.Module):
             nn.init.zeros_(self.adapt.bias)
         self.norm3 = nn.LayerNorm(width) if context else None
         self.ask, self.read = (nn.Linear(width, width), nn.Linear(context, 2 * width)) if context else (None, None)
-        self.tell = nn.Linear(width, width) if context else None
+        self.tell = nn.Linear(heard, width) if context else None
         if context:
             nn.init.zeros_(self.tell.weight)
             nn.init.zeros_(self.tell.bias)

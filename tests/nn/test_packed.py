@@ -134,3 +134,67 @@ def test_cells_against_a_loop(some):
 def test_wrong_grids_are_named(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+# ---- what is near --------------------------------------------------------------------------------------------------
+
+
+def test_near_attention_is_that_of_its_formula():
+    """Against a softmax written out, for objects of different sizes, with a slope for each token and head."""
+    from gsgen_lib.nn.packed import attend_packed
+
+    gen = torch.Generator().manual_seed(0)
+    lengths, others, heads, width = (3, 5), (4, 2), 2, 6
+    q, k, v = (torch.randn(n, heads * width, generator=gen) for n in (8, 6, 6))
+    x, p = torch.randn(8, 3, generator=gen), torch.randn(6, 3, generator=gen)
+    slope = 0.2 + torch.rand(8, heads, generator=gen)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = attend_packed(q, k, v, heads, lengths, others, (x, p, slope))
+            same = attend_packed(q, k, v, heads, lengths, others, (x, p, slope.new_tensor([0.7, 0.7])))
+        assert found.shape == (8, heads * (width + 3))
+        for i in range(8):
+            mine = slice(0, 4) if i < 3 else slice(4, 6)
+            for h in range(heads):
+                part = slice(h * width, (h + 1) * width)
+                for got, s in ((found, slope[i, h]), (same, torch.tensor(0.7))):
+                    score = k[mine, part] @ q[i, part] / width**0.5 - s * (x[i] - p[mine]).square().sum(1)
+                    share = score.softmax(0)
+                    assert torch.allclose(got[i, part], share @ v[mine, part], atol=1e-5)
+                    where = got[i, heads * width + 3 * h:heads * width + 3 * h + 3]
+                    assert torch.allclose(where, s.sqrt() * (share @ p[mine] - x[i]), atol=1e-5)
+
+
+def test_near_blocks_move_with_the_world_and_hear_the_near_more():
+    """Everything shifted alike changes nothing; a change far away changes less than the same change nearby."""
+    from gsgen_lib.nn.packed import PackedBlock
+
+    torch.manual_seed(0)
+    block = PackedBlock(12, 2, 0, 12, near=True)
+    torch.nn.init.normal_(block.tell.weight, 0, 0.3)
+    x, context = torch.randn(4, 12), torch.randn(20, 12)
+    at, there = 0.1 * torch.randn(4, 3), torch.cat([0.1 * torch.randn(10, 3), 0.1 * torch.randn(10, 3) + 2.0])
+    base = block(x, (4,), None, context, (20,), (at, there))
+    assert torch.allclose(block(x, (4,), None, context, (20,), (at + 0.3, there + 0.3)), base, atol=1e-4)
+    apart = []
+    for half in (slice(0, 10), slice(10, 20)):
+        changed = context.clone()
+        changed[half] += 1
+        apart.append((block(x, (4,), None, changed, (20,), (at, there)) - base).abs().max().item())
+    assert apart[1] < 1e-4 < 1e-2 < apart[0]
+
+
+def test_near_attention_needs_all_digits():
+    """Under autocast it is the same as without: places near each other differ in digits that half precision has not."""
+    from gsgen_lib.nn.packed import attend_packed
+
+    gen = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(6, 8, generator=gen) for _ in range(3))
+    places = 0.5 + 0.01 * torch.randn(6, 3, generator=gen)
+    with torch.no_grad():
+        want = attend_packed(q, k, v, 2, (6,), None, (places, places, torch.tensor([3e4, 3e3])))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = attend_packed(q, k, v, 2, (6,), None, (places, places, torch.tensor([3e4, 3e3])))
+        half = places.bfloat16().float()
+        other = attend_packed(q, k, v, 2, (6,), None, (half, half, torch.tensor([3e4, 3e3])))
+    assert torch.allclose(found, want, atol=1e-5) and (other - want).abs().max() > 0.1
