@@ -53,6 +53,7 @@ STEPS = (
     Step("var_128", (*TRAIN, "var", "--preset", "gpu", "--out", "runs/autoreconstructor_128", "--minutes", "4"), 580),
     Step("voxels", (*TRAIN, "voxels", "--preset", "cpu", "--part", "structure", "--minutes", "6"), 580),
     Step("voxel_colours", (*TRAIN, "voxels", "--preset", "cpu", "--part", "appearance", "--minutes", "6"), 580),
+    Step("density", (*TRAIN, "density", "--preset", "cpu", "--minutes", "3"), 580),  # three stages, so many minutes each
 )
 
 

@@ -19,6 +19,7 @@ SDS, DREAM, MESH = "tests/systems/test_score_distillation.py", "tests/systems/te
 REWARD = "tests/systems/test_prior_reward.py"
 FORWARD, VAE, SCENES = (f"tests/systems/test_{name}.py" for name in ("feed_forward", "splat_vae", "splat_diffusion"))
 VOXELS, FLOW = "tests/systems/test_sparse_voxels.py", "tests/systems/test_sparse_voxels_flow.py"
+OCTREE, DENSITY = "tests/nn/test_octree.py", "tests/systems/test_octree_density.py"
 VALUES = f"{RASTER}::test_values_equal_the_dense_oracle"
 GRADIENTS = f"{RASTER}::test_gradients_equal_autograd_of_the_oracle"
 
@@ -141,6 +142,20 @@ BUGS = {
                                        f"{VOXELS[:-3]}_details.py::test_tokens_that_are_drawn_are_unscaled"),
     "no background behind": ("raster/contribution.py", "C = background * T_end[:, None]", "C = 0 * background * T_end[:, None]",
                              "tests/raster/test_contribution.py::test_each_is_worth_what_is_lost_without_it[white]"),
+    "a tooth too few": ("nn/octree.py", "(line - _uniform(len(n), generator, q)[:, None]).ceil()",
+                        "(line - _uniform(len(n), generator, q)[:, None]).floor()", f"{OCTREE}::test_leaves_get_their_share[systematic]"),
+    "children mirrored": ("nn/octree.py", "child[:, None] >> torch.arange(3, device=child.device)",
+                          "child[:, None] >> torch.arange(2, -1, -1, device=child.device)", f"{OCTREE}::test_leaves_get_their_share[iid]"),
+    "log q of the last level alone": ("nn/octree.py", "log = log[which] + found[which, child]", "log = found[which, child]",
+                                      f"{OCTREE}::test_leaves_get_their_share[systematic]"),
+    "nearness without |p|^2": ("nn/packed.py", "torch.cat([p, p.square().sum(1, keepdim=True)], 1)",
+                               "torch.cat([p, 0 * p.square().sum(1, keepdim=True)], 1)",
+                               "tests/nn/test_packed.py::test_near_attention_is_that_of_its_formula"),
+    "worth of an anchor's best alone": ("systems/contribution_gradient.py", "return l1.unflatten(1, (anchors, -1)).sum(-1)",
+                                        "return l1.unflatten(1, (anchors, -1)).amin(-1)",
+                                        f"{DENSITY}::test_the_gradient_of_a_place_is_what_its_gaussians_are_worth[1.0]"),
+    "the mean taken off first": ("systems/contribution_gradient.py", "    if how.clamp:\n", "    d = d - d.mean(1, keepdim=True)\n    if how.clamp:\n",
+                                 f"{DENSITY}::test_taming_is_done_in_order"),
 }
 
 
