@@ -43,7 +43,7 @@ from gsgen_lib.systems.feed_forward import most_opaque
 from gsgen_lib.systems.feed_forward_metrics import cases, evaluate
 from gsgen_lib.systems.fitting import fit
 from gsgen_lib.systems.octree_density import OctreeDensity, load_octree_density
-from gsgen_lib.systems.octree_density_training import train_density
+from gsgen_lib.systems.octree_density_training import PARTS, train_density
 
 TOY_SEED = 8_000_000  # the toys of bench feedforward
 AROUND = 8
@@ -231,16 +231,13 @@ def arm(name: str, options: dict, seed: int, folder: Path, views: ViewSet, again
     """Scores of one arm: its network trained in `folder` from the one after stage 2 (or anew, if its network is another)."""
 
     def make():
-        own = name in NETWORKS
-        start, more, tag = folder / f"base_{seed}", {}, name.replace(" ", "_").replace("=", "")
-        if own:
-            start, more = folder / f"{tag}_{seed}", options
-        first = train_density(start / "structure", "structure", "experiment", seed=seed, **more)
-        second = train_density(start / "appearance", "appearance", "experiment", seed=seed, start=str(start / "structure/model"))
-        card = train_density(folder / f"joint_{tag}_{seed}", "joint", "experiment", seed=seed,
-                             start=str(start / "appearance/model"), **({} if own else options))
-        assert first and second and card
-        model = load_octree_density(folder / f"joint_{tag}_{seed}" / "model")
+        own, tag = name in NETWORKS, f"{name.replace(' ', '_').replace('=', '').replace(',', '')}_{seed}"
+        base = tag if own else f"base_{seed}"
+        first, second, third = (folder / f"{stage}_{of}" for stage, of in zip(PARTS, (base, base, tag), strict=True))
+        train_density(first, "structure", "experiment", seed=seed, **(options if own else {}))
+        train_density(second, "appearance", "experiment", seed=seed, start=str(first / "model"))
+        card = train_density(third, "joint", "experiment", seed=seed, start=str(second / "model"), **({} if own else options))
+        model = load_octree_density(third / "model")
         return scores(model, views, surface="anchors" in options) | {
             "command": f"gsgen bench density --part {5 if name in TAMED or own else 3}", "hours": card["hours"],
             "commit": card["commit"], "machine": card["machine"]}
