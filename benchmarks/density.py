@@ -33,7 +33,7 @@ from gsgen_lib.data.objects import list_objects, mesh_path
 from gsgen_lib.data.raycast import render_mesh
 from gsgen_lib.data.view_sets import ViewSet
 from gsgen_lib.metrics import psnr
-from gsgen_lib.nn.octree import WAYS, entropy, masses
+from gsgen_lib.nn.octree import WAYS, Nodes, entropy, masses
 from gsgen_lib.pretrained import read_card
 from gsgen_lib.raster import rasterize
 from gsgen_lib.raster.contribution import contributions, most_worth
@@ -177,12 +177,10 @@ def leaf_counts(model: OctreeDensity, views: ViewSet, bars: list, count: int = 2
     """Counts of the leaves at level 3 over many draws of one test object's density: mean against P q, and variance."""
     rgba, cameras, _, _ = next(iter(cases(views, AROUND)))
     context = model.context(model.encode(views.points[:1], (rgba[None], Cameras.stack([cameras])))[0])
-    chance, rows, spread = torch.ones(1), [], {}
-    nodes = model.density  # q of all 512 nodes at level 3, level by level
-    from gsgen_lib.nn.octree import Nodes
-    at = Nodes(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    for _ in range(3):
-        chance = (chance[:, None] * nodes(context, at).exp()).flatten()
+    chance, rows, spread, zero = torch.ones(1), [], {}, torch.zeros(1, dtype=torch.int64)
+    at = Nodes(zero, zero.new_zeros(1, 3), zero)
+    for _ in range(3):  # q of all 512 nodes at level 3, level by level
+        chance = (chance[:, None] * model.density(context.tokens, at, context.places).exp()).flatten()
         at = at.children(torch.arange(len(at.level)).repeat_interleave(8), torch.arange(8).repeat(len(at.level)))
     number = at.place @ torch.tensor([64, 8, 1])
     q = torch.zeros(512, dtype=torch.float64).index_add(0, number, chance.double())
@@ -191,7 +189,7 @@ def leaf_counts(model: OctreeDensity, views: ViewSet, bars: list, count: int = 2
         for k in range(times):
             leaf = ((model.anchors(context, count, how, gen(k)).points[0] + 0.5) * 8).long().clamp(0, 7)
             counts[k] = torch.bincount(leaf @ torch.tensor([64, 8, 1]), minlength=512)
-        often = count * q > 1
+        often = q >= q.topk(64).values[-1]  # the likeliest nodes
         z = (counts.mean(0) - count * q)[often] / (counts.var(0)[often] / times).clamp_min(1e-4).sqrt()
         spread[how] = counts.var(0).sum().item()
         rows.append({"what": f"counts of {int(often.sum())} nodes of level 3, {times} draws of {count}, {how}",
