@@ -22,13 +22,16 @@ from gsgen_lib.systems import (
     autoreconstructor_training,
     code_training,
     feed_forward_training,
+    octree_density_training,
     prior_training,
     splat_diffusion_training,
     splat_vae_training,
 )
 from gsgen_lib.systems.autoreconstructor import AutoReconstructor, AutoReconstructorConfig, var_loss
 from gsgen_lib.systems.autoreconstructor_diffusion import CodeDenoiser, CodeDiffusionConfig, Seen, code_loss
+from gsgen_lib.systems.contribution_gradient import How, appearance_loss
 from gsgen_lib.systems.feed_forward import FeedForward, FeedForwardConfig, reconstruction_loss
+from gsgen_lib.systems.octree_density import DensityConfig, OctreeDensity
 from gsgen_lib.systems.prior_networks import EncodeDecode, TextAndUNet, make_autoencoder, make_text_encoder, make_unet
 from gsgen_lib.systems.splat_diffusion import Condition, SplatDenoiser, SplatDiffusionConfig, diffusion_loss, scene_cameras
 from gsgen_lib.systems.splat_vae import SplatVAE, SplatVAEConfig, vae_loss
@@ -98,6 +101,16 @@ def systems(device: str) -> dict:
         return code_loss(codes, codes, h, seen)
 
     found["diffusion over its codes"] = (codes, preset, codes_loss)
+    preset = octree_density_training.PRESETS["gpu"]
+    octree = seeded(lambda: OctreeDensity(DensityConfig(**preset["network"])), 0).to(device)
+
+    def density_loss(batch):  # stage 3, the longest step: as many anchors and tokens as there may be
+        rgba, cameras = photos(batch, 12, 128, device)
+        points = torch.randn(batch, 2048, 9, generator=torch.Generator().manual_seed(0)).to(device)
+        return appearance_loss(octree, octree.config, (0.1 * points).clamp(-0.5, 0.5), rgba[:, :8], cameras[:8],
+                               preset["tokens"][1], preset["count"][1], rgba[:, 8:], cameras[8:], torch.Generator().manual_seed(0), How())
+
+    found["octree density"] = (octree, preset, density_loss)
     return found
 
 
@@ -146,7 +159,8 @@ def main(steps: int = 2) -> dict:
     rows = []
     for name, (network, preset, loss) in systems("cuda" if cuda else "cpu").items():
         parameters, batch = sum(p.numel() for p in network.parameters()), preset["batch"]
-        count = preset["steps"] + preset.get("fine_steps", 0) + preset.get("masked_steps", 0)
+        count = sum(preset["steps"]) if isinstance(preset["steps"], tuple) else preset["steps"]
+        count += preset.get("fine_steps", 0) + preset.get("masked_steps", 0)
         operations = batch * operations_of(loss, network)
         row = {"system": name, "million parameters": f"{parameters / 1e6:.1f}", "batch": batch, "steps": count,
                "TFLOP, step": f"{operations / 1e12:.2f}"}

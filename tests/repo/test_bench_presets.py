@@ -25,7 +25,7 @@ def test_time_and_pictures():
 
 def test_every_gpu_preset_is_there_with_its_loss():
     found = presets.systems("cpu")
-    assert len(found) == 8
+    assert len(found) == 9
     for name in ("latent diffusion", "diffusion over its codes", "prior, diffusion", "prior, autoencoder"):  # the quick ones
         network, preset, loss = found[name]
         assert torch.isfinite(loss(1)["loss"]) and preset["steps"] >= 20_000
