@@ -11,7 +11,9 @@ each. P is free: one code gives 256 Gaussians or 8,192. Three trainings, one aft
 
     grad E[L] = E[ sum_j d_j grad log q(x_j) ],   d_j = L with anchor j - L without it:  negative where it helps
 
-   (REINFORCE with a baseline of its own for each sample: L without j does not depend on x_j.) d_j is the sum over its K Gaussians
+   (REINFORCE with a baseline of its own for each sample: L without j does not depend on x_j. So it is exact for samples that are
+   drawn one by one; with the comb of `nn.octree` they are not, and it is exact for sums over anchors alone, close for others, as
+   in the released code.) d_j is the sum over its K Gaussians
    of what the rasterizer's backward pass finds (`raster.contribution`, L1 alone), and is tamed for each object, in this order:
    min(d, 0); |d| at most its 0.9 quantile; less the mean over anchors. It becomes the gradient of log q(x_j) (`Worth`).
 
