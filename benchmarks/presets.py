@@ -108,7 +108,7 @@ def systems(device: str) -> dict:
         rgba, cameras = photos(batch, 12, 128, device)
         points = torch.randn(batch, 2048, 9, generator=torch.Generator().manual_seed(0)).to(device)
         return appearance_loss(octree, octree.config, (0.1 * points).clamp(-0.5, 0.5), rgba[:, :8], cameras[:8],
-                               preset["tokens"][1], preset["count"][1], rgba[:, 8:], cameras[8:],
+                               preset["tokens"][1], preset["count"][1][1], rgba[:, 8:], cameras[8:],
                                torch.Generator().manual_seed(0), How())
 
     found["octree density"] = (octree, preset, density_loss)

@@ -5,7 +5,8 @@
 
 Objects are those of `gsgen train vae`: toys and real training objects, equal shares of a batch, half of them mirrored. Their
 points read the eight views around an object, Gaussians are judged on four of all its views. How many anchors (`count`) and
-tokens (`tokens`) a step has is drawn for each step, evenly on a line of logarithms, so that the network serves any number.
+tokens (`tokens`) a step has is drawn for each step, evenly on a line of logarithms, so that the network serves any number; in
+stage 3 the range of anchors is wider where there is time for it.
 
 Arms of notebook 10: --worth none (stage 3 without what pictures say about places), --worth first-order, --anchors surface
 (anchors are points of the true surface), and what `How` can be.
@@ -38,15 +39,15 @@ WORTHS = ("exact", "first-order", "none")
 JUDGED = 4  # views that Gaussians are compared with
 SMALL = dict(width=96, layers=(2, 1, 2, 3))
 PRESETS = {
-    "tiny": dict(network=dict(depth=3, tokens=8, width=24, heads=2, layers=(1, 1, 1, 1)), size=32, count=(8, 16), tokens=(4, 8),
-                 toys=6, real=6, steps=(4, 4, 4), batch=2, lr=1e-3),
-    "experiment": dict(network=dict(tokens=64) | SMALL, size=64, count=(64, 512), tokens=(32, 64), toys=300, real=None,
-                       steps=(800, 1_200, 600), batch=4, lr=1e-3),
-    "cpu": dict(network=dict(tokens=128), size=64, count=(64, 512), tokens=(32, 128), toys=1200, real=None,
+    "tiny": dict(network=dict(depth=3, tokens=8, width=24, heads=2, layers=(1, 1, 1, 1)), size=32, count=((8, 16), (8, 16)),
+                 tokens=(4, 8), toys=6, real=6, steps=(4, 4, 4), batch=2, lr=1e-3),
+    "experiment": dict(network=dict(tokens=64) | SMALL, size=64, count=((64, 512), (64, 512)), tokens=(32, 64), toys=300,
+                       real=None, steps=(800, 1_200, 600), batch=4, lr=1e-3),
+    "cpu": dict(network=dict(tokens=128), size=64, count=((64, 512), (64, 1024)), tokens=(32, 128), toys=1200, real=None,
                 steps=(4_000, 10_000, 4_000), batch=8, lr=7e-4),
     "gpu": dict(network=dict(depth=7, tokens=512, width=288, heads=8, layers=(6, 4, 4, 8), gaussians=8), size=128,
-                count=(256, 4096), tokens=(128, 512), toys=4000, real=None, steps=(40_000, 80_000, 40_000), batch=32, lr=3e-4),
-}
+                count=((256, 4096), (256, 8192)), tokens=(128, 512), toys=4000, real=None, steps=(40_000, 80_000, 40_000),
+batch=32, lr=3e-4), }
 
 
 def log_even(low: int, high: int, generator: torch.Generator) -> int:
@@ -159,10 +160,11 @@ def _stage(stage: str, p: dict, sets: list[ViewSet], shown: ViewSet, folder: Pat
         return appearance_loss(network, config, points, *read, tokens, anchors, rgba[:, AROUND:], cameras[AROUND:], generator,
                                how if stage == "joint" else None, places)
 
-    draw = batches(sets, p["batch"], p["count"], p["tokens"], surface)
+    counts = p["count"][max(number - 1, 0)]
+    draw = batches(sets, p["batch"], counts, p["tokens"], surface)
     facts = {"network": asdict(config), "stage": stage, "how": None if how is None else asdict(how), "surface": surface,
              "begins": before and before["sha256"]}
-    sheet = None if stage == "structure" else sheet_of(shown, p["count"][1])
+    sheet = None if stage == "structure" else sheet_of(shown, counts[1])
     result = train(model, loss_fn, draw, plan, folder, sheet, minutes, device, facts=facts)
     if result.step < plan.steps:
         return {}

@@ -202,7 +202,8 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO plain wide, worth narrow.
+# **What to notice.** Both estimates are right on average, and one of them is useless: a single plain estimate is off by ten times the
+# size of what it estimates, for it blames each sample for the whole error. By its worth each sample is judged for its own share.
 #
 # Now let it run: 24 samples on the line, 300 steps. One nicety: worths of one draw are compared with each other, by taking off their
 # mean. Predict: where will the samples go, and will the learned density also be better for 6 samples, or 96?
@@ -245,7 +246,9 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** Samples go where the line is busy, though nobody told them. With 24 samples, and with 48 or 96, that is better than an
+# even spread. With 6 it is not: this few cannot follow the waves anyway, and they are missed on the left. A density is good *for a
+# budget*; that is why training in section 4 draws the budget anew in every step.
 #
 # ## 2 · A density on an octree
 #
@@ -306,7 +309,8 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** All three are right on average. One by one, a child may get far too many; residual sampling is sure of the whole part
+# and leaves only the rest to chance; the comb never misses by one. Less chance in where anchors lie is less noise in the picture.
 #
 # The same as a film: `u` moves, the comb slides, and a child's count changes by one when a tooth crosses its border. Below it the
 # octree itself, level by level: nodes that hold some of 512 anchors.
@@ -345,7 +349,8 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** Of 8 nodes at level 1 none is empty, of 32,768 at level 5 some five hundred hold all anchors. Six calls of the
+# network, each for the nodes that matter, and an object stands there in points.
 #
 # ## 3 · What one Gaussian is worth
 #
@@ -368,24 +373,27 @@ target = on_background(rgba[0].cpu(), torch.ones(3)).to(DEVICE)  # (V, S, S, 3)
 small = model.decode(z, 256, gen())[0].detach()
 
 
-def off(scene, background=WHITE):
-    """Sum over views, pixels and channels of the absolute error."""
-    return (rasterize(scene, AT, background).rgb.double() - target).abs().sum()
+def off(scene):
+    """Sum over four views, pixels and channels of the absolute error, by the textbook rasterizer in double precision."""
+    return (rasterize(scene, AT[:4].to(torch.float64), WHITE, "reference").rgb - target[:4]).abs().sum()
 
 
 found = contributions(small, AT, target, WHITE)[..., 0].sum(0)  # (N,): L1, all views
-everyone = torch.arange(small.num, device=DEVICE)
-mine = torch.stack([off(small) - off(small.select(everyone != j)) for j in range(40)])
-cmp("worth of 40", mine.float() / 1000, found[:40] / 1000, tol=1e-4)
+everyone, exact = torch.arange(small.num, device=DEVICE), small.to(torch.float64)
+mine = torch.stack([off(exact) - off(exact.select(everyone != j)) for j in range(20)])
+cmp("worth of 20", mine, contributions(exact, AT[:4].to(torch.float64), target[:4], WHITE, "reference")[:, :20, 0].sum(0), tol=1e-9)
 best = int(found.argmin())
-with_all, without = (look(s, OBJECT, (1,)) for s in (small, small.select(everyone != best)))
+pair = small, small.select(everyone != best)
+SIDE = int((look(pair[0], OBJECT, range(8)) - look(pair[1], OBJECT, range(8))).abs().sum((1, 2, 3)).argmax())  # shows it most
+with_all, without = (look(s, OBJECT, (SIDE,)) for s in pair)
 heat = ((-found / found.abs().quantile(0.98)).clamp(0, 1))[:, None]
 tinted = replace(small, colors=heat * torch.tensor([0.85, 0.1, 0.0], device=DEVICE) + (1 - heat) * 0.8)
-viz.compare({"": torch.cat([with_all, without, 1 - (with_all - without).abs(), look(tinted, OBJECT, (1,))])},
+viz.compare({"": torch.cat([with_all, without, 1 - (with_all - without).abs(), look(tinted, OBJECT, (SIDE,))])},
             ["all 256", "without one", "difference", "red: worth much"], cell=1.7)
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** One Gaussian of 256 leaves a hole of a few pixels. Red are those that stand alone: thin parts and rims, where nothing
+# else would fill the gap. In the middle of a broad face four neighbours cover for each, and each seems to be worth little.
 #
 # The failure on purpose. The authors' released renderer leaves the background out of $S$. On black nothing is missing. On white it
 # forgets that behind a removed Gaussian white appears. Same scene, same picture; predict which Gaussians it gets most wrong.
@@ -412,7 +420,9 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** On black both agree. On white there is no line any more, not even a sign: what is most useful, because white would
+# show without it, looks worthless. The picture was the same, the loss was the same; a density trained like this would go astray,
+# and no curve of the training would tell you.
 #
 # Worth has a use of its own: throw away what is worth least. Two orders: by opacity, as 3DGS prunes, and by worth. But beware: of two
 # Gaussians at the same place neither seems to be worth anything, since the other is there. So throw away few at a time, and ask again.
@@ -428,7 +438,9 @@ for name, scene in pruned.items():
 viz.compare({"right": torch.cat([look(s, OBJECT, (2,)) for s in pruned.values()])}, list(pruned), cell=1.5)
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** Opacity throws the thin legs away, since their Gaussians are faint; worth keeps them, and in rounds it keeps more. An
+# eighth of the Gaussians is nearly as good as all. `gsgen bench density --part 1` does it with fitted objects. But look at the last
+# picture: for a code, the same 512 come by drawing fewer.
 #
 # ## 4 · The density learns from pictures
 #
