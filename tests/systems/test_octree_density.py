@@ -1,12 +1,17 @@
 """The octree density: its code, its Gaussians, what its stages teach, and the gradient of places against rendering without each."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from gsgen_lib.data.view_sets import toy_views
-from gsgen_lib.nn.point_sets import spacing
+from gsgen_lib.metrics import ssim
+from gsgen_lib.nn.octree import entropy, masses
+from gsgen_lib.nn.point_sets import farthest_points, spacing
+from gsgen_lib.perceptual import lpips
+from gsgen_lib.point_features import point_features
 from gsgen_lib.pretrained import load_network
 from gsgen_lib.raster import rasterize
 from gsgen_lib.scene.cameras import Cameras
@@ -15,7 +20,7 @@ from gsgen_lib.systems import contribution_gradient as cg
 from gsgen_lib.systems import octree_density_training as training
 from gsgen_lib.systems.contribution_gradient import How, Worth, appearance_loss, sphere, structure_loss, tamed, worth_of_anchors
 from gsgen_lib.systems.octree_density import NUMBERS, Context, DensityConfig, OctreeDensity, gaussians_of, load_octree_density, offsets
-from gsgen_lib.training import seeded
+from gsgen_lib.training import TrainResult, seeded
 
 SMALL = dict(depth=3, tokens=8, width=24, heads=2, layers=(1, 1, 1, 1))
 
@@ -361,3 +366,121 @@ def test_worth_refuses_nothing_but_needs_a_render():
     seen["info"] = (out := rasterize(replace(scene, means=means, opacities=opacities), cameras)).info
     with pytest.raises(TypeError):
         out.rgb.sum().backward()
+
+
+# ---- formulas, written out again -----------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_its_formula(toys, monkeypatch):
+    """Every term, from what the network found and what was rendered, with large weights so that none hides."""
+    weights = dict(weight_ssim=0.7, weight_lpips=0.3, weight_volume=50.0, weight_opacity=0.9, weight_sphere=40.0,
+                   weight_structure=0.2, kl_appearance=0.5)
+    model, seen = make(**weights), {}
+    monkeypatch.setattr(cg, "rasterize", lambda *args, **more: seen.setdefault("out", (args, rasterize(*args, **more)))[1])
+    found = {}
+    rgba, cameras = views_of(toys)
+
+    def kept(*args, **more):
+        found.update(model(*args, **more), some=args[4])
+        return found
+
+    loss = appearance_loss(kept, model.config, toys.points, rgba[:, :8], cameras[:8], 8, 10, rgba[:, 8:], cameras[8:], gen(),
+                           structure_points=40)
+    (scene, there, background, *_), out = seen["out"]
+    truth, alpha = rgba[:, 8:, ..., :3], rgba[:, 8:, ..., 3:]
+    wanted = truth * alpha + (1 - alpha) * background[:, :, None, None]
+    assert torch.equal(there.viewmats, cameras.viewmats[:, 8:]) and (background.std() > 0.01)
+    points, k = found["anchors"].points, model.config.gaussians
+    want = torch.tensor(0.0)
+    want += (out.rgb - wanted).abs().mean() + (out.alpha - alpha).abs().mean()
+    want += 0.7 * (1 - ssim(out.rgb, wanted, validate=False))
+    want += 0.3 * lpips(out.rgb.flatten(0, 1).clamp(0, 1), wanted.flatten(0, 1), validate=False)
+    want += 50 * (scene.scales[..., 0] * scene.scales[..., 1] * scene.scales[..., 2]).mean() + 0.9 * (1 - scene.opacities).mean()
+    unit, centred, beyond = spacing(points).clamp(0.005, 0.2), 0.0, 0.0
+    for b in range(2):
+        for j in range(10):
+            off = scene.means[b, j * k:(j + 1) * k] - points[b, j]
+            centred += off.mean(0).square().sum() / 20
+            beyond += (off.norm(dim=1) - unit[b, j]).clamp_min(0).square().mean() / 20
+    want += 40 * (centred + beyond)
+    assert found["some"].shape == (2, 40, 3)
+    structure = sum(-found["log_q"][b] - entropy(masses(found["some"][b:b + 1], 3)[1]) for b in range(2)) / 2
+    mu, logvar = found["mu"][..., 3:], found["logvar"][..., 3:]
+    kl = (0.5 * (mu.square() + logvar.exp() - 1 - logvar)).mean()
+    want += 0.2 * structure + 0.5 * kl
+    assert loss["loss"].item() == pytest.approx(want.item(), rel=1e-5)
+    assert loss["structure"].item() == pytest.approx(structure.item(), rel=1e-5) and loss["kl"].item() == pytest.approx(kl.item())
+    assert loss["psnr"].item() == pytest.approx(-10 * (out.rgb - wanted).square().mean().log10().item(), rel=1e-4)
+
+
+def test_training_decodes_a_draw_of_the_code(toys):
+    model, noise = make(), torch.randn(2, 8, 16, generator=gen(3))
+    rgba, cameras = views_of(toys)
+    features = point_features(toys.points[..., :3], toys.points[..., 3:6], rgba, cameras, model.config.names)
+    queries = farthest_points(toys.points[..., :3], 8)
+    found = model(toys.points, features, queries, noise, toys.points[..., :3], 10, generator=gen())
+    drawn = found["mu"] + found["logvar"].exp().sqrt() * noise
+    context = model.context(drawn)
+    assert torch.allclose(found["numbers"], model.numbers(context, found["anchors"].points), atol=1e-5)
+    assert torch.allclose(found["log_q"], model.log_q(context, toys.points[..., :3]), atol=1e-5)
+    other = model.numbers(model.context(found["mu"]), found["anchors"].points)
+    assert (other - found["numbers"]).abs().max() > 1e-3
+
+
+def test_a_token_says_where_it_lies(toys, code):
+    model = make()
+    places = toys.points[..., :3].gather(1, farthest_points(toys.points[..., :3], 8)[..., None].expand(-1, -1, 3))
+    assert torch.allclose(model.context(code).places, places, atol=1e-6)
+    assert torch.allclose(code[..., :3], 4 * places, atol=1e-5)
+    _, logvar = model.encode(toys.points, views_of(toys, slice(0, 8)))
+    assert (0.25 * (0.5 * logvar[..., :3]).exp()).max() < 1e-3  # a draw moves it by less than a thousandth
+    free = make(placed=False)
+    mu, _ = free.encode(toys.points, views_of(toys))
+    assert free.context(mu).places is None and free.moments[-1].out_features == 32 and free.decode(mu, 32).num == 32
+
+
+def test_anchors_know_how_near_others_are():
+    """With no attention at all: the same anchor, another neighbour, other numbers."""
+    model = make()
+    model.attributes = torch.nn.ModuleList([])
+    context = model.context(torch.zeros(1, 8, 16))
+    near, far = (model.numbers(context, torch.tensor([[[0.0, 0, 0], [x, 0, 0]]]))[0, 0] for x in (0.05, 0.2))
+    assert (near - far).abs().max() > 1e-3
+
+
+def test_activations_are_those_of_the_header():
+    raw, point, u = torch.randn(NUMBERS, generator=gen(5), dtype=torch.float64).tolist(), (0.1, -0.2, 0.3), 0.07
+    g = gaussians_of(torch.tensor([[point]]), torch.tensor([[u]]), torch.tensor([[[raw]]], dtype=torch.float32))
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    h = (0.0, -1.0, -1.0)  # the first of one Hammersley point, in [-1, 1]
+    mean = [c + u * softplus(raw[3] + 0.54) * 0.75 * math.tanh(r + math.atanh(x / 1.5))
+            for c, r, x in zip(point, raw[:3], h, strict=True)]
+    assert g.means[0, 0].tolist() == pytest.approx(mean, abs=1e-5)
+    assert g.scales[0, 0].tolist() == pytest.approx([math.hypot(u * softplus(r - 0.43), 9e-4) for r in raw[4:7]], rel=1e-4)
+    assert g.opacities.item() == pytest.approx(1 / (1 + math.exp(2.2 - raw[7])), rel=1e-4)
+    q = [1 + 0.1 * raw[8], *(0.1 * r for r in raw[9:12])]
+    assert g.quats[0, 0].tolist() == pytest.approx([x / math.sqrt(sum(y * y for y in q)) for x in q], abs=1e-5)
+    assert g.colors[0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-r)) for r in raw[12:]], rel=1e-4)
+
+
+def test_pictures_teach_places_in_the_joint_stage_alone(tmp_path, monkeypatch):
+    asked = []
+
+    def no_training(model, loss_fn, draw, plan, folder, sheet, minutes, device, facts):
+        loss_fn(model, draw(gen()), gen())
+        asked[-1] |= {"stage": facts["stage"], "lr": plan.lr, "seed": plan.seed}
+        return TrainResult(plan.steps, 1.0, [{"step": plan.steps, "loss": 0.0}])
+
+    monkeypatch.setattr(training, "train", no_training)
+    monkeypatch.setattr(training, "structure_loss", lambda *args: asked.append({"how": None, "count": None}))
+    monkeypatch.setattr(training, "appearance_loss",
+                        lambda net, c, p, rgba, cams, tokens, count, truth, there, g, how, places: asked.append(
+                            {"how": how, "count": count, "views": (rgba.shape[1], truth.shape[1])}))
+    training.train_density(tmp_path, preset="tiny", clip=0.5, background=False)
+    assert [one["stage"] for one in asked] == ["structure", "appearance", "joint"]
+    assert [one["how"] for one in asked] == [None, None, How(background=False, clip=0.5)]
+    assert [one["lr"] for one in asked] == pytest.approx([1e-3, 1e-3, 2e-4])
+    assert len({one["seed"] for one in asked}) == 3 and asked[1]["views"] == (8, 4) and 8 <= asked[2]["count"] <= 16
