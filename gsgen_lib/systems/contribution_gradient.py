@@ -81,12 +81,14 @@ class Worth(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, opacities, log_q, seen):
+        """Both as they are."""
         ctx.seen, ctx.anchors = seen, log_q.shape[1]
         ctx.save_for_backward(opacities)
         return means.view_as(means), opacities.view_as(opacities)
 
     @staticmethod
     def backward(ctx, for_means, for_opacities):
+        """Both gradients as they come, and the tamed worths."""
         how, objects = ctx.seen["how"], len(for_means)
         if how.exact:
             d = worth_of_anchors(ctx.seen["info"].contribution, ctx.anchors, ctx.seen["pixels"])

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · As many Gaussians as you like
 #
-# CPU about 90 s · GPU not needed, used where there is one · full training some hours on one core, checkpoint shipped
+# CPU about 60 s · GPU not needed, used where there is one · full training two hours on one core, checkpoint shipped
 #
 # <!-- colab-badge -->
 #
@@ -109,7 +109,9 @@ both = torch.stack([look(scene, OBJECT) for scene in scenes] + [true])
 viz.compare({"front": both[:, 0], "right": both[:, 1]}, [f"{b:,}" for b in budgets] + ["true"], cell=1.5)
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** 128 Gaussians are a chair with legs of fog; with 512 the legs stand; between 2,048 and 8,192 hardly anything
+# happens. The pale weave of the back and the seat comes at no budget: what 2,048 numbers of a code do not hold, no number of
+# Gaussians brings back.
 #
 # ## 1 · The derivative of a draw
 #
@@ -362,7 +364,8 @@ with viz.style():
 #
 # What lay behind $j$ shines through more, by $1 / (1 - \alpha_j)$. The rasterizer's backward pass has all these numbers in its hands
 # anyway; with `target=` it adds up for each Gaussian $|C - C^*| - |C_{\text{without } j} - C^*|$ over the pixels. Take a decoded scene
-# and verify it as you would trust it: by brute force.
+# and verify it as you would trust it: by brute force. (They may differ in a thousandth here: a pixel that is full to 99.99 % is
+# finished early, and without one Gaussian it would look a little farther. Where that does not happen they agree in ten digits.)
 
 
 # %% alt="A picture with all Gaussians, without the most valuable one, and the difference; then a scene coloured by worth"
@@ -381,7 +384,8 @@ def off(scene):
 found = contributions(small, AT, target, WHITE)[..., 0].sum(0)  # (N,): L1, all views
 everyone, exact = torch.arange(small.num, device=DEVICE), small.to(torch.float64)
 mine = torch.stack([off(exact) - off(exact.select(everyone != j)) for j in range(20)])
-cmp("worth of 20", mine, contributions(exact, AT[:4].to(torch.float64), target[:4], WHITE, "reference")[:, :20, 0].sum(0), tol=1e-9)
+told = contributions(exact, AT[:4].to(torch.float64), target[:4], WHITE, "reference")[:, :20, 0].sum(0)
+cmp("worth of 20", mine / told.abs().max(), told / told.abs().max(), tol=2e-3)
 best = int(found.argmin())
 pair = small, small.select(everyone != best)
 SIDE = int((look(pair[0], OBJECT, range(8)) - look(pair[1], OBJECT, range(8))).abs().sum((1, 2, 3)).argmax())  # shows it most
@@ -438,9 +442,10 @@ for name, scene in pruned.items():
 viz.compare({"right": torch.cat([look(s, OBJECT, (2,)) for s in pruned.values()])}, list(pruned), cell=1.5)
 
 # %% [markdown]
-# **What to notice.** Opacity throws the thin legs away, since their Gaussians are faint; worth keeps them, and in rounds it keeps more. An
-# eighth of the Gaussians is nearly as good as all. `gsgen bench density --part 1` does it with fitted objects. But look at the last
-# picture: for a code, the same 512 come by drawing fewer.
+# **What to notice.** Opacity throws the legs away, since their Gaussians are faint, and loses six decibels; worth keeps frame and legs. At once
+# it takes too many from the seat, where each seemed to be covered by others; in rounds it loses less than two. `gsgen bench density
+# --part 1` does the same with fitted objects. And look at the last picture: where there is a code, drawing 512 in the first place
+# is better than any pruning.
 #
 # ## 4 · The density learns from pictures
 #
@@ -505,12 +510,16 @@ with viz.style():
     plt.show()
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** Both trainings know this object better than before; that is no surprise. What differs is where anchors go: told by
+# pictures they leave the middle of the back, where neighbours cover for each other, for the frame and the legs. Here that is worth
+# a few tenths of a decibel. One object proves nothing: `gsgen bench density --part 3` asks over all test objects, with networks of
+# its own, and there the difference at 64 anchors was .1 dB in the first seed, with an interval that includes 0. The paper's gain is
+# not seen at our size. One reason: with so few anchors nearly all of an anchor's worth is that it covers something at all.
 #
 # ## 5 · One code, any budget
 #
-# The number of anchors was drawn anew for each step of training, from 64 to 512: 256 to 2,048 Gaussians. Nothing stops you from asking
-# for more or fewer. Predict: does the curve keep rising beyond what training saw?
+# The number of anchors was drawn anew for each step of training, from 64 to 512, and to 1,024 in stage 3: 256 to 4,096 Gaussians.
+# Nothing stops you from asking for more or fewer. Predict: does the curve keep rising beyond what training saw?
 
 # %% alt="PSNR of ten real objects against the number of Gaussians decoded from one code each"
 ten, steps_of = list(range(0, len(real), max(1, len(real) // 10)))[:10], (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -527,7 +536,7 @@ with viz.style():
     figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
     panel.plot(steps_of, table.T, color="#999999", lw=0.7)
     panel.plot(steps_of, table.mean(0), "o-", color="#0072B2", label="mean of ten")
-    panel.axvspan(256, 2048, color="#0072B2", alpha=0.08, label="training")
+    panel.axvspan(256, 4096, color="#0072B2", alpha=0.08, label="training")
     panel.set(xscale="log", xticks=steps_of, xlabel="Gaussians", ylabel="PSNR, dB")
     panel.set_xticks(steps_of, [f"{n:,}" for n in steps_of])
     panel.minorticks_off()
@@ -536,7 +545,8 @@ with viz.style():
 print("mean PSNR:", ", ".join(f"{n:,}: {v:.2f}" for n, v in zip(steps_of, table.mean(0), strict=True)))
 
 # %% [markdown]
-# **What to notice.** TODO
+# **What to notice.** Steep up to 512, then flatter, and from 2,048 on it even bends down by a few tenths: more Gaussians than training was
+# about make no new detail, and small ones beside the surface add up to a haze. A budget is not quality; the code is the limit.
 #
 # Play: the object, the budget, and the draw. The strip in the set-up is the static twin.
 

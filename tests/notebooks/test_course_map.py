@@ -34,3 +34,14 @@ def test_what_exists_is_looked_up(tmp_path):
     assert re.search(r"in this repository now: (.*?);", none.alt)[1] == "none"
     assert re.search(r"in this repository now: (.*?);", one.alt)[1] == "03"
     assert none.png != one.png  # the drawn numbers change too
+
+
+def test_the_map_that_is_stored_is_of_today():
+    """Notebook 00 was executed when the lessons were those that are there now."""
+    import nbformat
+
+    told = [output.get("text", "") for cell in nbformat.read(NOTEBOOKS / "00_start_here.ipynb", 4).cells
+            for output in cell.get("outputs", [])]
+    line = next(text for text in told if "in this repository today:" in text).splitlines()[0]
+    here = written()
+    assert line == "in this repository today: " + ", ".join(here[n] for n in sorted(here))
