@@ -321,13 +321,13 @@ with viz.style():
 frames = []
 with viz.style():
     for u in np.linspace(0, 0.96, 25):
-        figure, panel = plt.subplots(figsize=(4, 1.3), layout="constrained")
+        figure, panel = plt.subplots(figsize=(2.4, 1.3), layout="constrained")
         teeth = (torch.arange(13) + u) / 13
         for i in range(8):
             panel.axvspan(edges[i], edges[i + 1], color="#0072B2", alpha=0.05 + 0.12 * (i % 2))
             inside = int(((teeth >= edges[i]) & (teeth < edges[i + 1] + 1e-9)).sum())
             panel.text((edges[i] + edges[i + 1]) / 2, 1.1, inside, ha="center", fontsize=8)
-        panel.vlines(teeth, 0, 1, color="#D55E00")
+        panel.vlines(teeth, 0, 1, color="#D55E00", lw=2.5)
         panel.set(ylim=(0, 1.5), xlim=(0, 1), yticks=[], xticks=[])
         figure.canvas.draw()
         frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255)
