@@ -13,15 +13,15 @@ each. P is free: one code gives 256 Gaussians or 8,192. Three trainings, one aft
 
    (REINFORCE with a baseline of its own for each sample: L without j does not depend on x_j. So it is exact for samples that are
    drawn one by one; with the comb of `nn.octree` they are not, and it is exact for sums over anchors alone, close for others, as
-   in the released code.) d_j is the sum over its K Gaussians
-   of what the rasterizer's backward pass finds (`raster.contribution`, L1 alone), and is tamed for each object, in this order:
-   min(d, 0); |d| at most its 0.9 quantile; less the mean over anchors. It becomes the gradient of log q(x_j) (`Worth`).
+   in the released code.) d_j is the sum over its K Gaussians of what the rasterizer's backward pass finds
+   (`raster.contribution`, L1 alone), and is tamed for each object, in this order: min(d, 0); |d| at most its 0.9 quantile; less
+   the mean over anchors. It becomes the gradient of log q(x_j) (`Worth`).
 
     u = distance to the 4 nearest anchors,   offset = u s .75 tanh(r + atanh((2 h_k - 1) / 1.5)),   s = softplus(r_s + .54)
     scales^2 = (u softplus(r - .43))^2 + .0009^2, opacity = sigmoid(r - 2.2), color = sigmoid(r), quats = (1,0,0,0) + r/10
 
 A token of the code is one of the surface points that lie farthest apart; its first three numbers say where (`placed`), and near
-things hear more of it (`PackedBlock`). Without that the density of notebook 10 had learned little of the shape after 800 steps.
+things hear more of it (`PackedBlock`). After stage 1 of preset "experiment" KL(p | q) was 2.9 nats; 3.6 without (--no-placed).
 
 `regularisers`: volume (1), 1 - opacity (.001), and sphere (100): the K Gaussians of an anchor have their middle there, and none
 is farther away than the next anchors. Taught in notebook 10. Source: DeG (2605.16355), released code. Ours: u (theirs is .05
